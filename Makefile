@@ -1,0 +1,64 @@
+# One place to start everything. `make` alone lists the targets.
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab readme docs coverage clean
+
+help: ## List these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+
+demo: .venv/.installed-run ## Install if needed, then train and sample a tiny model on this machine's CPU
+	$(BIN)/dlm demo
+
+# A heading, a command, and the time it took; make stops at the first that fails.
+define step
+@echo; echo "== $(1)"; start=$$(date +%s); \
+$(2) || { echo "== FAILED: $(1), $$(($$(date +%s) - start)) s"; exit 1; }; \
+echo "== ok: $(1), $$(($$(date +%s) - start)) s"
+endef
+
+# Tests never reach for a model or a data set on the network.
+test coverage: export HF_HUB_OFFLINE = 1
+test coverage: export HF_DATASETS_OFFLINE = 1
+
+test: .venv/.installed-dev ## Check exports, test notebooks, run pytest, check the site
+	$(call step,exported modules and README match the notebooks,$(BIN)/python .ci/check_export.py)
+	$(call step,notebooks,OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2)
+	$(call step,pytest,$(BIN)/python -m pytest)
+	$(call step,site,$(BIN)/python .ci/check_site.py)
+
+coverage: .venv/.installed-dev ## Show which lines of the library tests/ reaches
+	$(BIN)/python -m pytest --cov --cov-report=term-missing
+
+lab: .venv/.installed-dev ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+readme: .venv/.installed-dev ## Write README.md from nbs/index.ipynb
+	$(BIN)/python .ci/readme.py
+
+docs: .venv/.installed-dev ## Build the site into _docs (needs Quarto)
+	@command -v quarto >/dev/null || { echo "Quarto is not installed: get it from https://quarto.org/docs/get-started/ and run make docs again"; exit 1; }
+	$(BIN)/nbdev_docs
+
+clean: ## Remove what tests and builds leave behind; keeps .venv, data and checkpoints
+	rm -rf _proc _docs _site .quarto build dist *.egg-info .pytest_cache .hypothesis .coverage
+	rm -f nbs/nbdev.yml nbs/sidebar.yml nbs/.last_checked
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not: try make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+
+.venv/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing diffusion_lm and its libraries into .venv: this may take some minutes"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing diffusion_lm, its libraries and the development tools into .venv: this may take some minutes"
+	@$(PIP) -e '.[dev]'
+	@touch .venv/.installed-run $@
