@@ -51,9 +51,10 @@ def problems():
             if generated(p, data): (copy/p).unlink()
         env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # with IN_TEST nbdev_export does nothing
         env["PYTHONPATH"] = str(copy)
-        for code in (EXPORT, CLEAN):
-            run = subprocess.run([sys.executable, "-W", "error:Failed to clean", "-c", code], cwd=copy, env=env, text=True, capture_output=True)
-            if run.returncode: return [f"nbs: {code.split()[-1]} failed: {run.stderr.strip() or run.stdout}"]
+        for name, code in (("nbdev_export", EXPORT), ("nbdev_clean", CLEAN)):
+            run = subprocess.run([sys.executable, "-W", "error:Failed to clean", "-c", code], cwd=copy, env=env,
+                                 text=True, capture_output=True)
+            if run.returncode: return [f"nbs: {name} fails here: {run.stderr.strip().splitlines()[-1]}"]
         after = contents(copy)
     return [f"{p}: {advice(p, before, after)}" for p in sorted(before.keys() | after.keys())
             if before.get(p) != after.get(p)]

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UserError', 'unknown', 'pick_device', 'has_bf16', 'pick_dtype', 'autocast', 'describe_machine', 'peak_memory', 'rng',
            'seed_everything', 'atomic', 'write_text', 'to_json', 'write_json', 'read_json', 'append_jsonl',
-           'read_jsonl', 'trim_jsonl', 'digest', 'digest_of', 'home', 'runs_dir', 'cache_dir', 'run_path', 'list_runs',
-           'find_run']
+           'read_jsonl', 'trim_jsonl', 'digest', 'digest_of', 'commit_folder', 'damage', 'home', 'runs_dir',
+           'cache_dir', 'run_path', 'list_runs', 'find_run']
 
 # %% ../nbs/00_core.ipynb #0002
-import contextlib, difflib, hashlib, json, math, os, platform, re, sys
+import contextlib, difflib, hashlib, json, math, os, platform, re, shutil, sys
 from pathlib import Path
 
 import numpy as np, torch
@@ -165,6 +165,33 @@ def digest_of(*parts): # strings, bytes or anything with a stable `repr`
     return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #0020
+def commit_folder(path, fill): # fill(folder) writes the files
+    "Make the folder `path` with a manifest of its files: complete or absent"
+    path = Path(path)
+    tmp = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    try:
+        fill(tmp)
+        for f in tmp.iterdir(): _fsync(f)
+        write_json(tmp/"manifest.json", {f.name: {"size": f.stat().st_size, "digest": digest(f)} for f in sorted(tmp.iterdir())})
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(tmp, path)
+        if os.name == "posix": _fsync(path.parent)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
+def damage(path):
+    "What is wrong with a folder that `commit_folder` made, in words; None if it is whole"
+    path = Path(path)
+    try: files = read_json(path/"manifest.json")
+    except UserError as e: return str(e)
+    for name, m in files.items():
+        f = path/name
+        if not f.is_file(): return f"{name} is missing"
+        if f.stat().st_size != m["size"]: return f"{name} has {f.stat().st_size} bytes instead of {m['size']}"
+        if digest(f) != m["digest"]: return f"{name} has been altered"
+
+# %% ../nbs/00_core.ipynb #0023
 def home():
     "The folder that holds `checkpoints/` and `data/`"
     if env := os.environ.get("DIFFUSION_LM_HOME"): return Path(env).expanduser().resolve()
@@ -179,7 +206,7 @@ def cache_dir():
     "The folder of derived data, safe to delete"
     return home()/"data"/"cache"
 
-# %% ../nbs/00_core.ipynb #0023
+# %% ../nbs/00_core.ipynb #0026
 def run_path(name, out=None):
     "The folder of a run that is to be called `name`"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name), re.ASCII):
