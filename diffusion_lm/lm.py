@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DiffusionLM']
 
-# %% ../nbs/12_lm.ipynb #0002
+# %% ../nbs/12_lm.ipynb #0003
 import codecs
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .models import BaselineDreamModel, ModelConfig, load_weights, n_params
 from .sampler import denoising_page, trace
 from .tokenizer import Tokenizer
 
-# %% ../nbs/12_lm.ipynb #0005
+# %% ../nbs/12_lm.ipynb #0006
 class DiffusionLM:
     "A model with its tokenizer: text in, text out"
     def __init__(self, model, tokenizer, name="model", dtype=torch.float32):
@@ -48,7 +48,7 @@ class DiffusionLM:
         kind = "autoregressive" if self.model.causal else "masked diffusion"
         return f"DiffusionLM({self.name}: {kind}, {n_params(self.model)/1e6:.1f}M parameters, {len(self.tokenizer):,} tokens, length {self.length}, {self.device})"
 
-# %% ../nbs/12_lm.ipynb #0009
+# %% ../nbs/12_lm.ipynb #000b
 @patch
 def _rows(self:DiffusionLM, ids, n, batch=16, **kw):
     "Yield (tokens, when, p) for each of `n` samples from the template `ids` (l,)"
@@ -87,7 +87,7 @@ def _text(self:DiffusionLM, ids, given=0):
     end = next((i for i in range(given, len(ids)) if ids[i] == self.tokenizer.eos), len(ids))
     return self.tokenizer.decode(ids[:end])
 
-# %% ../nbs/12_lm.ipynb #000d
+# %% ../nbs/12_lm.ipynb #000f
 @patch
 def infill(self:DiffusionLM,
            template,            # text with `[MASK]` or `[MASK:n]`
@@ -105,7 +105,7 @@ def _padded(self:DiffusionLM, template):
     if len(ids) > self.length: raise UserError(f"the template has {len(ids)} tokens, the model's context only {self.length}")
     return np.concatenate([ids, np.full(self.length - len(ids), self.tokenizer.mask)]), len(ids)
 
-# %% ../nbs/12_lm.ipynb #0010
+# %% ../nbs/12_lm.ipynb #0012
 @patch
 def score(self:DiffusionLM, text, draws=8, seed=0):
     "All figures of `evaluate` for a text"
@@ -118,7 +118,7 @@ def bits_per_byte(self:DiffusionLM, text, draws=8, seed=0):
     "Bits per byte of `text` as an `Estimate`"
     return Estimate(**self.score(text, draws, seed)["bits_per_byte"])
 
-# %% ../nbs/12_lm.ipynb #0013
+# %% ../nbs/12_lm.ipynb #0015
 @patch
 def _pieces(self:DiffusionLM, ids):
     "The text that each token adds; a character that spans tokens belongs to its last"

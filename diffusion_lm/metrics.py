@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'Estimate', 'bootstrap_ratio', 'score_windows', 'evaluate', 'yardsticks']
 
-# %% ../nbs/11_metrics.ipynb #0002
+# %% ../nbs/11_metrics.ipynb #0003
 import gzip, lzma, math
 from dataclasses import asdict, dataclass
 
@@ -16,7 +16,7 @@ from .data import eval_windows
 from .objective import ar_nll, masked_nll
 from .schedule import mask_count
 
-# %% ../nbs/11_metrics.ipynb #0005
+# %% ../nbs/11_metrics.ipynb #0006
 @dataclass
 class Estimate:
     "A figure with its 95 % interval"
@@ -43,7 +43,7 @@ def bootstrap_ratio(num, den, # sums of each unit (n,)
     low, high = np.nanpercentile(np.concatenate(ratios), [2.5, 97.5])
     return Estimate(float(f(num.sum()/den.sum())), float(f(low)), float(f(high)), len(num), unit, kind, by)
 
-# %% ../nbs/11_metrics.ipynb #000a
+# %% ../nbs/11_metrics.ipynb #000b
 LEVELS = ("low", "medium", "high") # up to 1/3, 2/3 and all tokens masked
 
 def _pass(model, x, t, u):
@@ -88,7 +88,7 @@ def score_windows(model, x,            # windows (n,l), padded with [PAD]
     model.train(training)
     return nats, hits
 
-# %% ../nbs/11_metrics.ipynb #0010
+# %% ../nbs/11_metrics.ipynb #0011
 def evaluate(model, tok, tokens,  # tokens (n,) of the documents, and their bounds (docs+1,), starting at 0
              offsets, length=None, draws=4, batch=64, seed=0, dtype=torch.float32, max_tokens=None, progress=lambda it: it):
     "Nats/token, perplexity and bits/byte as `Estimate`s, with their Monte-Carlo error and accuracies"
@@ -111,7 +111,7 @@ def evaluate(model, tok, tokens,  # tokens (n,) of the documents, and their boun
     return out | {"draws": draws, "monte_carlo_error": float((mc**2).sum()**.5/nbyte.sum()/math.log(2)),
                   "masked_accuracy": {l: h/m if m else None for l, h, m in zip(LEVELS, *hits)}}
 
-# %% ../nbs/11_metrics.ipynb #0016
+# %% ../nbs/11_metrics.ipynb #0017
 def yardsticks(text,         # the held-out text
                test_tokens,  # its tokens
                train_tokens, # tokens from which the unigram model counts

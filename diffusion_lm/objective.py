@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'ToyLanguage', 'token_nll', 'masked_nll', 'ar_nll', 'NoiseConfig', 'Objective']
 
-# %% ../nbs/04_objective.ipynb #0002
+# %% ../nbs/04_objective.ipynb #0003
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .core import UserError, rng, unknown
 from .schedule import make_schedule, mask_count, mask_random
 
-# %% ../nbs/04_objective.ipynb #0006
+# %% ../nbs/04_objective.ipynb #0007
 class ToyLanguage(nn.Module):
     "A language small enough to enumerate, as a model that knows it exactly"
     def __init__(self, n_tokens=3, length=4, seed=0, causal=False):
@@ -44,11 +44,12 @@ class ToyLanguage(nn.Module):
 
     def head(self, h): return h
 
-# %% ../nbs/04_objective.ipynb #000f
-_CHUNK = 1 << 25 # logits held at once: 128 MB in float32
+# %% ../nbs/04_objective.ipynb #0010
+_CHUNK = 1 << 28 # logits held at once: 512 MB in bfloat16
 
 def _nll(model, h, y):
-    "Cross entropy (n,), in float32 at least"
+    "Negative log-likelihood (n,), in float32 at least"
+    if hasattr(model, "nll"): return model.nll(h, y)
     logits = model.head(h)
     return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="none")
 
@@ -75,7 +76,7 @@ def _real(model, x):
     real = x != model.pad
     return None if real.all() else real
 
-# %% ../nbs/04_objective.ipynb #0013
+# %% ../nbs/04_objective.ipynb #0014
 OBJECTIVES = ("nelbo", "nelbo-count", "llada", "ar")
 
 @dataclass

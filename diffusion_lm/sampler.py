@@ -6,7 +6,7 @@
 __all__ = ['SAMPLERS', 'draw', 'reshape', 'check_shape', 'Step', 'Ancestral', 'Confidence', 'LeftToRight', 'Frame', 'denoise',
            'sample', 'trace', 'denoising_page']
 
-# %% ../nbs/10_sampler.ipynb #0002
+# %% ../nbs/10_sampler.ipynb #0003
 import json
 from importlib import resources
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np, torch
 from .core import UserError, rng, unknown, write_text
 from .schedule import grid
 
-# %% ../nbs/10_sampler.ipynb #0005
+# %% ../nbs/10_sampler.ipynb #0006
 def draw(logp, # log-probabilities (n,V), normalised or not
          u):   # uniforms in [0,1), float64 (n,)
     "One token (n,) from each row, by inverting its cumulative distribution in float64"
@@ -25,7 +25,7 @@ def draw(logp, # log-probabilities (n,V), normalised or not
     c = (logp.double() - logp.amax(-1, keepdim=True)).exp().cumsum(-1)
     return torch.searchsorted(c, (u[:, None]*c[:, -1:]), right=True)[:, 0]
 
-# %% ../nbs/10_sampler.ipynb #0008
+# %% ../nbs/10_sampler.ipynb #0009
 def reshape(logits,         # (n,V)
             temperature=1., # below 1 sharper, above 1 flatter, 0 greedy
             top_k=None,     # keep the k most probable tokens
@@ -47,7 +47,7 @@ def check_shape(temperature=1., top_k=None, top_p=None):
     if top_k is not None and top_k < 1: raise UserError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1: raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
 
-# %% ../nbs/10_sampler.ipynb #000b
+# %% ../nbs/10_sampler.ipynb #000c
 class Step(NamedTuple):
     "Where the loop stands"
     i: int              # number of this step, from 0
@@ -56,14 +56,14 @@ class Step(NamedTuple):
     free: torch.Tensor  # how many positions of each row were free at the start (b,)
     want: torch.Tensor = None # positions that the policy asked for (b,l), bool
 
-# %% ../nbs/10_sampler.ipynb #000d
+# %% ../nbs/10_sampler.ipynb #000e
 class Ancestral:
     "The reverse process: samples from the model as the number of steps grows"
     def ask(self, x, masked, step, u): return masked & (u[..., 0] < (step.now - step.next)/step.now)
 
     def __call__(self, logp, x, masked, step, u): return step.want, draw(logp, u[..., 1][step.want])
 
-# %% ../nbs/10_sampler.ipynb #000f
+# %% ../nbs/10_sampler.ipynb #0010
 class Confidence:
     "Reveal the most probable of the drawn tokens; tidier than the model, and not a sample from it"
     def ask(self, x, masked, step, u): return masked & (self.count(masked, step) > 0)[:, None]
@@ -80,7 +80,7 @@ class Confidence:
         pos = step.want & (rank < self.count(masked, step)[:, None])
         return pos, tokens[pos[step.want]]
 
-# %% ../nbs/10_sampler.ipynb #0011
+# %% ../nbs/10_sampler.ipynb #0012
 class LeftToRight:
     "The first masked position, one a step: autoregressive sampling"
     def ask(self, x, masked, step, u): return masked & (masked.cumsum(1) == 1)
@@ -89,7 +89,7 @@ class LeftToRight:
 
 SAMPLERS = {"ancestral": Ancestral, "confidence": Confidence, "left-to-right": LeftToRight}
 
-# %% ../nbs/10_sampler.ipynb #0013
+# %% ../nbs/10_sampler.ipynb #0014
 def _predict(model, x, want, cache):
     "Logits (n,V) at the wanted positions, where `x` lives, and the cache for the next call"
     home, device = x.device, next(model.parameters(), x).device
@@ -104,7 +104,7 @@ def _predict(model, x, want, cache):
     same = len(columns) == 1 and bool(want.any(1).all()) # every row reads up to the same place
     return model.head(h[want[:, seen:end]]).to(home), state.cache if same and state is not None else None
 
-# %% ../nbs/10_sampler.ipynb #0015
+# %% ../nbs/10_sampler.ipynb #0016
 class Frame(NamedTuple):
     "What the loop shows after a step"
     i: int              # steps done
@@ -156,7 +156,7 @@ def sample(model, x, **kw):
     for frame in denoise(model, x, **kw): pass
     return frame.x
 
-# %% ../nbs/10_sampler.ipynb #0024
+# %% ../nbs/10_sampler.ipynb #0026
 def trace(model, x, **kw):
     "Run `denoise` on x (b,l); the final tokens, and the step and probability at which each was revealed (0 and NaN where given)"
     when, p = torch.zeros_like(x), torch.full(x.shape, torch.nan)

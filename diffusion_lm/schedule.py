@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'GRIDS', 'Schedule', 'make_schedule', 'mask_random', 'mask_count', 'stratified_times', 'grid']
 
-# %% ../nbs/03_schedule.ipynb #0002
+# %% ../nbs/03_schedule.ipynb #0003
 import math
 from dataclasses import dataclass
 from typing import Callable
@@ -14,7 +14,7 @@ import numpy as np, torch
 
 from .core import UserError, unknown
 
-# %% ../nbs/03_schedule.ipynb #0005
+# %% ../nbs/03_schedule.ipynb #0006
 @dataclass(frozen=True)
 class Schedule:
     "The share of masked tokens as a function of time"
@@ -46,7 +46,7 @@ def _no(name): raise unknown("schedule", name, SCHEDULES)
 
 SCHEDULES = ("linear", "cosine", "cosine-mdlm", "polynomial", "clipped")
 
-# %% ../nbs/03_schedule.ipynb #000b
+# %% ../nbs/03_schedule.ipynb #000c
 def mask_random(m,  # probability of being masked, broadcastable to (b,l)
                 u,  # uniforms in [0,1) (b,l)
                 ok): # positions that may be masked (b,l), bool
@@ -60,12 +60,12 @@ def mask_count(k,   # how many positions to mask in each row (b,), int
     rank = u.masked_fill(~ok, 2.).argsort(-1).argsort(-1) # allowed positions come first
     return (rank < k[:, None]) & ok
 
-# %% ../nbs/03_schedule.ipynb #000e
+# %% ../nbs/03_schedule.ipynb #000f
 def stratified_times(n, u): # n: how many times; u: one uniform in [0,1)
     "`n` times in (0,1], one in each stratum, float64 (n,)"
     return 1 - (u + torch.arange(n, dtype=torch.float64)/n) % 1
 
-# %% ../nbs/03_schedule.ipynb #0011
+# %% ../nbs/03_schedule.ipynb #0012
 GRIDS = {"uniform": lambda s: 1 - s, "cosine": lambda s: np.cos(np.pi*s/2), "fisher-rao": lambda s: np.cos(np.pi*s/2)**2}
 
 def grid(name, steps): # name: one of `GRIDS`; steps: how many intervals

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'KINDS', 'Tokenizer', 'train_bpe', 'train_words', 'train_tokenizer']
 
-# %% ../nbs/01_tokenizer.ipynb #0002
+# %% ../nbs/01_tokenizer.ipynb #0003
 import re
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from tokenizers import AddedToken, Tokenizer as HFTokenizer, decoders, models, p
 
 from .core import UserError, atomic, digest_of, unknown
 
-# %% ../nbs/01_tokenizer.ipynb #0005
+# %% ../nbs/01_tokenizer.ipynb #0006
 SPECIALS = ("[PAD]", "[MASK]", "[BOS]", "[EOS]", "[SEP]")
 
-# %% ../nbs/01_tokenizer.ipynb #0007
+# %% ../nbs/01_tokenizer.ipynb #0008
 def _byte_table():
     "The character that stands for each byte in GPT-2's byte-level alphabet → that byte"
     keep = [*range(33, 127), *range(161, 173), *range(174, 256)] # printable as they are
@@ -27,7 +27,7 @@ def _byte_table():
 
 _BYTES = _byte_table()
 
-# %% ../nbs/01_tokenizer.ipynb #000a
+# %% ../nbs/01_tokenizer.ipynb #000b
 _HARD = "  He said:\tnaïve café\r\n\n  x²=4 … 你好 🙂👩‍🚀 e\u0301 \u00a0\ufeffİ ﬁ [MASK] <s> 3.14\x00\u2028 end "
 
 def _pieces(text, size=1 << 20):
@@ -85,7 +85,7 @@ class Tokenizer:
 
     def __repr__(self): return f"Tokenizer({type(self.hf.model).__name__}, {len(self):,} tokens, {self.fingerprint[:8]})"
 
-# %% ../nbs/01_tokenizer.ipynb #000c
+# %% ../nbs/01_tokenizer.ipynb #000d
 def _load(name):
     "A `tokenizers.Tokenizer` from a file, a folder with a `tokenizer.json`, or the hub"
     p = Path(name).expanduser()
@@ -113,7 +113,7 @@ def fingerprint(self:Tokenizer):
     "Digest of the vocabulary and its rules"
     return digest_of(self.hf.to_str())
 
-# %% ../nbs/01_tokenizer.ipynb #000e
+# %% ../nbs/01_tokenizer.ipynb #000f
 def _bytelevel(model):
     "A `tokenizers.Tokenizer` that feeds words, as byte characters, to `model`"
     hf = HFTokenizer(model)
@@ -129,7 +129,7 @@ def train_bpe(texts,            # iterable of strings
         initial_alphabet=sorted(_BYTES)))
     return Tokenizer(hf)
 
-# %% ../nbs/01_tokenizer.ipynb #0015
+# %% ../nbs/01_tokenizer.ipynb #0017
 def train_words(texts,            # iterable of strings
                 vocab_size=4096): # size of the vocabulary: special tokens, 256 bytes, then words
     "The most frequent words of `texts`, and bytes for all others"
@@ -141,7 +141,7 @@ def train_words(texts,            # iterable of strings
     return Tokenizer(_bytelevel(models.BPE(vocab={w: i for i, w in enumerate(list(vocab)[:vocab_size])},
                                            merges=[], ignore_merges=True)))
 
-# %% ../nbs/01_tokenizer.ipynb #0019
+# %% ../nbs/01_tokenizer.ipynb #001b
 KINDS = {"bpe": train_bpe, "word": train_words}
 
 def train_tokenizer(texts,           # iterable of strings
@@ -153,7 +153,7 @@ def train_tokenizer(texts,           # iterable of strings
         raise UserError(f"tokenizer.vocab_size must be at least {256 + len(SPECIALS)} (256 bytes and the special tokens), got {vocab_size}")
     return KINDS[kind](texts, vocab_size)
 
-# %% ../nbs/01_tokenizer.ipynb #0020
+# %% ../nbs/01_tokenizer.ipynb #0022
 @patch
 def encode_template(self:Tokenizer, template):
     "Ids of a text in which `[MASK]` and `[MASK:n]` stand for free positions; `UserError` if there is none"

@@ -7,7 +7,7 @@ __all__ = ['SECTIONS', 'TrainConfig', 'SampleConfig', 'make_optimizers', 'lr_fac
            'Validate', 'Samples', 'sample_records', 'Checkpoint', 'steps_of', 'RunConfig', 'load_config', 'build',
            'claim', 'train', 'test_figures', 'finish', 'plot_loss', 'figures_table', 'report']
 
-# %% ../nbs/14_trainer.ipynb #0002
+# %% ../nbs/14_trainer.ipynb #0003
 import contextlib, math, shutil, signal, sys, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .metrics import Estimate, evaluate, yardsticks
 from .models import BaselineDreamModel, ModelConfig, load_weights, n_params, save_weights
 from .objective import NoiseConfig, Objective
 
-# %% ../nbs/14_trainer.ipynb #0005
+# %% ../nbs/14_trainer.ipynb #0006
 @dataclass
 class TrainConfig:
     "The `trainer:` section of a recipe"
@@ -77,7 +77,7 @@ class SampleConfig:
     steps: int = 64
     temperature: float = 1.
 
-# %% ../nbs/14_trainer.ipynb #0008
+# %% ../nbs/14_trainer.ipynb #0009
 def make_optimizers(model, cfg):
     "Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all"
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -90,13 +90,13 @@ def make_optimizers(model, cfg):
     if hidden: opts.append(torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return opts
 
-# %% ../nbs/14_trainer.ipynb #000a
+# %% ../nbs/14_trainer.ipynb #000b
 def lr_factor(step, cfg):
     "The share of the highest learning rate at `step` (from 0): a trapezoid"
     up, down = max(1, cfg.warmup*cfg.steps), max(1, cfg.decay*cfg.steps)
     return min(1., (step + 1)/up, (cfg.steps - step)/down)
 
-# %% ../nbs/14_trainer.ipynb #000d
+# %% ../nbs/14_trainer.ipynb #000e
 class Callback:
     "Something that happens around the training steps"
     order = 0
@@ -154,7 +154,7 @@ class Learner:
                 for c in self.callbacks: c.after_step(self)
         for c in self.callbacks: c.after_fit(self)
 
-# %% ../nbs/14_trainer.ipynb #000f
+# %% ../nbs/14_trainer.ipynb #0010
 @contextlib.contextmanager
 def _finish_step_on_signal(learn):
     "Let SIGINT and SIGTERM end the loop after the current step"
@@ -167,7 +167,7 @@ def _finish_step_on_signal(learn):
     finally:
         for s, h in old.items(): signal.signal(s, h)
 
-# %% ../nbs/14_trainer.ipynb #0015
+# %% ../nbs/14_trainer.ipynb #0017
 class EMA(Callback):
     "Keep an exponential moving average of the weights in `learn.ema`"
     order = -10
@@ -177,7 +177,7 @@ class EMA(Callback):
     def after_step(self, learn):
         if learn.ema is not None: learn.ema.update_parameters(learn.model)
 
-# %% ../nbs/14_trainer.ipynb #0018
+# %% ../nbs/14_trainer.ipynb #001a
 class Log(Callback):
     "Write `log.jsonl` and show progress; only the main process does"
     def __init__(self, path, quiet=False): self.path, self.quiet, self.bar = Path(path), quiet, None
@@ -206,7 +206,7 @@ class Log(Callback):
 
     def after_fit(self, learn): self.bar.close()
 
-# %% ../nbs/14_trainer.ipynb #001a
+# %% ../nbs/14_trainer.ipynb #001c
 class Validate(Callback):
     "Score the validation side every `eval_every` steps; `learn.best` is (nats/token, step)"
     order = 10
@@ -244,7 +244,7 @@ def sample_records(lm, cfg, seed=0, n=1):
     if not lm.model.causal: texts += [(p, t) for p in cfg.templates for t in lm.infill(p, **kw)]
     return [{"text": t, "prompt": p, "seed": seed, "sampler": name, "steps": cfg.steps} for p, t in texts]
 
-# %% ../nbs/14_trainer.ipynb #001c
+# %% ../nbs/14_trainer.ipynb #001e
 class Checkpoint(Callback):
     "Save `step-…/` every `save_every` steps and at the end, and the weights to use as `model.safetensors`"
     order = 30
@@ -278,7 +278,7 @@ def steps_of(run):
     "The checkpoints of a run, oldest first"
     return sorted(p for p in Path(run).glob("step-*") if p.is_dir())
 
-# %% ../nbs/14_trainer.ipynb #001d
+# %% ../nbs/14_trainer.ipynb #001f
 @patch
 def restore(self:Learner, run):
     "Load the newest whole checkpoint of `run`; the folder, and notes on damaged ones that were passed over"
@@ -299,7 +299,7 @@ def restore(self:Learner, run):
     self.step, self.seconds, self.best, self.meter = state["step"], state["seconds"], state["best"] and tuple(state["best"]), state["log"]
     return path, notes
 
-# %% ../nbs/14_trainer.ipynb #0021
+# %% ../nbs/14_trainer.ipynb #0023
 @patch
 def limit_steps(self:Learner, minutes, n=6):
     "Lower `cfg.steps` to what this machine does in `minutes`, measured on `n` steps that are undone again"
@@ -317,7 +317,7 @@ def limit_steps(self:Learner, minutes, n=6):
     self.cfg = replace(self.cfg, steps=min(self.cfg.steps, max(1, int(60*minutes/float(per_step)))))
     return self.cfg.steps
 
-# %% ../nbs/14_trainer.ipynb #0024
+# %% ../nbs/14_trainer.ipynb #0026
 @dataclass
 class RunConfig:
     "All that defines a run: a recipe"
@@ -345,7 +345,7 @@ def build(cfg, tok):
     model = BaselineDreamModel(cfg.model, len(tok), tok.specials, causal=cfg.objective == "ar")
     return Objective(model, cfg.objective, cfg.noise)
 
-# %% ../nbs/14_trainer.ipynb #0026
+# %% ../nbs/14_trainer.ipynb #0028
 def _check(cfg, tok=None):
     "Refuse what cannot work, before anything is written; once more when the tokenizer is known"
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check())
@@ -381,7 +381,7 @@ def claim(name, out=None, resume=False, overwrite=False):
     if run.exists() and not exists and any(run.iterdir()): raise UserError(f"{run} exists and is no run; choose another --name")
     return run
 
-# %% ../nbs/14_trainer.ipynb #0028
+# %% ../nbs/14_trainer.ipynb #002a
 def train(cfg,                 # `RunConfig`
           name, out=None,      # the run's name, and the folder of runs
           resume=False,        # go on from its newest whole checkpoint
@@ -419,7 +419,7 @@ def train(cfg,                 # `RunConfig`
     if learn.acc.is_main_process: finish(run, cfg, learn, tok, store, say)
     return run
 
-# %% ../nbs/14_trainer.ipynb #002a
+# %% ../nbs/14_trainer.ipynb #002c
 def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float32, quiet=True):
     "Estimates on the test side of a store"
     bar = lambda it: tqdm(it, desc="scoring", disable=quiet, leave=False, dynamic_ncols=True, file=sys.stderr)
@@ -471,7 +471,7 @@ def plot_loss(run):
     ax.grid(alpha=.3)
     with atomic(Path(run)/"loss.png") as tmp: fig.savefig(tmp, dpi=110, format="png")
 
-# %% ../nbs/14_trainer.ipynb #002b
+# %% ../nbs/14_trainer.ipynb #002d
 def figures_table(s):
     "The held-out figures of a summary beside the yardsticks, as lines of Markdown"
     e = Estimate(**s["bits_per_byte"])
