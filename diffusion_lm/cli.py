@@ -118,10 +118,14 @@ def _table(lines):
     width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width))).rstrip() for r in rows]
 
+def _short(path):
+    "A path as one would type it: relative if it is below the working directory"
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else str(path)
+
 def _files(run):
     "Where to look at a run"
     names = {"report.md": "figures and samples", "loss.png": "the loss", "denoising.html": "watch it write (open in a browser)", "samples.jsonl": "all samples"}
-    return "\n".join(f"{os.path.relpath(run/n):34s} {what}" for n, what in names.items() if (run/n).exists())
+    return "\n".join(f"{_short(run/n):34s} {what}" for n, what in names.items() if (run/n).exists())
 
 # %% ../nbs/21_cli.ipynb #0010
 def sample_command(args):
@@ -213,7 +217,7 @@ def runs_command(args):
         rows.append({"name": run.name, "objective": s.get("objective"), "parameters": s.get("parameters"), "steps": s.get("steps"), "planned_steps": s.get("planned_steps"),
                      "bits_per_byte": e.get("value"), "low": e.get("low"), "high": e.get("high"), "kind": e.get("kind"), "seconds": s.get("seconds")})
     if o["json"]: return print(json.dumps(rows))
-    if not rows: return print(f"no runs in {os.path.relpath(runs_dir(o['out'] or None))}; start with: dlm demo")
+    if not rows: return print(f"no runs in {_short(runs_dir(o['out'] or None))}; start with: dlm demo")
     show = lambda v, f="{}": "–" if v is None else f.format(v)
     lines = ["| run | objective | parameters | steps | bits/byte | 95 % interval | time |"]
     lines += [f"| {r['name']} | {show(r['objective'], '{}') if r['objective'] else 'unfinished'} | {show(r['parameters'] and r['parameters']/1e6, '{:.1f}M')} | {show(r['steps'])} "

@@ -79,12 +79,13 @@ def score_windows(model, x,            # windows (n,l), padded with [PAD]
             u = torch.from_numpy(np.stack([r.random(l, dtype=np.float32) for r in g]))
             with autocast(device, dtype):
                 if model.causal:
-                    out = torch.zeros(xb.shape, dtype=torch.float64, device=device)
-                    out[xb != model.pad] = ar_nll(model, xb).double()
+                    nll = ar_nll(model, xb)
+                    out = torch.zeros(xb.shape, dtype=nll.dtype, device=device)
+                    out[xb != model.pad] = nll
                 else:
                     out, hit, level = _pass(model, xb, t.float(), u)
                     hits += np.stack([np.bincount(level[sel].cpu(), minlength=3) for sel in (hit, level >= 0)])
-            nats[i:i + len(xb), :, d] = out.double().cpu()
+            nats[i:i + len(xb), :, d] = out.cpu()
     model.train(training)
     return nats, hits
 
@@ -109,7 +110,7 @@ def evaluate(model, tok, tokens,  # tokens (n,) of the documents, and their boun
     if model.causal: return out
     mc = nats.sum(1).std(-1, ddof=1)/nats.shape[-1]**.5 if nats.shape[-1] > 1 else np.full(len(x), np.nan) # a window's standard error
     return out | {"draws": draws, "monte_carlo_error": float((mc**2).sum()**.5/nbyte.sum()/math.log(2)),
-                  "masked_accuracy": {l: h/m if m else None for l, h, m in zip(LEVELS, *hits)}}
+                  "masked_accuracy": {l: float(h/m) if m else None for l, h, m in zip(LEVELS, *hits)}}
 
 # %% ../nbs/11_metrics.ipynb #0017
 def yardsticks(text,         # the held-out text

@@ -6,6 +6,7 @@
 __all__ = ['PRESETS', 'ModelConfig', 'State', 'BaselineDreamModel', 'n_params', 'save_weights', 'load_weights', 'preset_table']
 
 # %% ../nbs/07_models.ipynb #0003
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -122,7 +123,9 @@ def _state_digest(state):
 def save_weights(state, path):
     "Write a state dict as safetensors, atomically, with its digest"
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    with atomic(path) as tmp: save_file(state, tmp, metadata={"digest": _state_digest(state)})
+    with atomic(path) as tmp:
+        save_file(state, tmp, metadata={"digest": _state_digest(state)})
+        os.chmod(tmp, 0o644) # safetensors makes it private
 
 def load_weights(path):
     "Read a state dict; raises `UserError` if the file is missing or damaged"

@@ -16,7 +16,7 @@ from typing import Optional
 import numpy as np, torch, yaml
 from fastcore.basics import patch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import __version__
 from .core import (UserError, append_jsonl, atomic, commit_folder, damage, describe_machine, list_runs, peak_memory, pick_device,
@@ -120,7 +120,7 @@ class Learner:
                                mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no")
         self.model = objective.model # without Accelerate's wrapping; `ema` is set by the callback of that name
         self.objective, *self.opts = self.acc.prepare(objective, *make_optimizers(objective.model, cfg))
-        self.step, self.seconds, self.stop, self.ema = 0, 0., False, None
+        self.step, self.seconds, self.stop, self.ema, self.data = 0, 0., False, None, None # data: which token store, if known
 
     @property
     def best_model(self): return self.model if self.ema is None else self.ema.module
@@ -178,6 +178,11 @@ class EMA(Callback):
         if learn.ema is not None: learn.ema.update_parameters(learn.model)
 
 # %% ../nbs/14_trainer.ipynb #001a
+def _bar(it=None, quiet=False, **kw):
+    "A progress bar on stderr: lively on a terminal, a line now and then in a log"
+    tty = sys.stderr.isatty()
+    return tqdm(it, disable=quiet, mininterval=.5 if tty else 20, maxinterval=20, dynamic_ncols=tty, file=sys.stderr, **kw)
+
 class Log(Callback):
     "Write `log.jsonl` and show progress; only the main process does"
     def __init__(self, path, quiet=False): self.path, self.quiet, self.bar = Path(path), quiet, None
@@ -185,9 +190,7 @@ class Log(Callback):
     def before_fit(self, learn):
         total, self.n = getattr(learn, "meter", None) or (0., 0) # what a checkpoint had summed since the last line
         self.total, self.mark = torch.tensor(total, device=learn.device), (learn.step, learn.seconds)
-        tty = sys.stderr.isatty()
-        self.bar = tqdm(total=learn.cfg.steps, initial=learn.step, desc="training", disable=self.quiet or not learn.acc.is_main_process,
-                        mininterval=.5 if tty else 20, maxinterval=20, dynamic_ncols=True, file=sys.stderr)
+        self.bar = _bar(quiet=self.quiet or not learn.acc.is_main_process, total=learn.cfg.steps, initial=learn.step, desc="training")
 
     def after_step(self, learn):
         self.total += learn.loss; self.n += 1
@@ -269,7 +272,7 @@ def _fill(learn, folder):
     save_weights(learn.model.state_dict(), folder/"model.safetensors")
     if learn.ema is not None: save_weights(learn.ema.module.state_dict(), folder/"ema.safetensors")
     log = next((c for c in learn.callbacks if isinstance(c, Log)), None)
-    torch.save({"step": learn.step, "seconds": learn.seconds, "best": getattr(learn, "best", None),
+    torch.save({"step": learn.step, "seconds": learn.seconds, "data": learn.data, "best": getattr(learn, "best", None),
                 "log": None if log is None else (float(log.total), log.n),
                 "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "optimizers": [o.state_dict() for o in learn.opts],
                 "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}, folder/"trainer.pt")
@@ -288,6 +291,7 @@ def restore(self:Learner, run):
         notes.append(f"{path.name} is passed over: {why}")
     else: raise UserError(f"run '{Path(run).name}' has no whole checkpoint to resume from" + "".join(f"; {n}" for n in notes))
     state = torch.load(path/"trainer.pt", map_location="cpu", weights_only=True)
+    if state["data"] != self.data: raise UserError(f"the text or the tokenizer has changed since run '{Path(run).name}' was started: start a new run")
     self.model.load_state_dict(load_weights(path/"model.safetensors"))
     EMA().before_fit(self)
     if self.ema is not None:
@@ -393,13 +397,14 @@ def train(cfg,                 # `RunConfig`
     run, cfg = claim(name, out, resume, overwrite), _check(cfg)
     if resume: _same_run(cfg, run)
     say(f"preparing {cfg.data.path}")
-    corpus, tok, store = prepare(cfg.data, cfg.tokenizer)
-    if cfg.tokenizer.vocab_size != len(tok) and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
+    corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)) if resume else cfg.tokenizer)
+    if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
     cfg = _check(cfg, tok)
     loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.noise.blocks)
     log = run/"log.jsonl"
     learn = Learner(build(cfg, tok), loader, cfg.trainer, [EMA(), Log(log, quiet), Validate(store, tok, log),
                     Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *callbacks])
+    learn.data = store.path.name
     if resume:
         path, notes = learn.restore(run)
         for n in notes: say(n)
@@ -416,20 +421,19 @@ def train(cfg,                 # `RunConfig`
     say(f"training {learn.model!r} on {describe_machine(learn.device)} in {str(learn.dtype)[6:]}, {cfg.trainer.steps:,} steps")
     learn.fit()
     if learn.stop: raise KeyboardInterrupt(f"stopped at step {learn.step} of {cfg.trainer.steps}; go on with: dlm train --name {name} --resume")
-    if learn.acc.is_main_process: finish(run, cfg, learn, tok, store, say)
+    if learn.acc.is_main_process: finish(run, cfg, learn, tok, store, quiet)
     return run
 
 # %% ../nbs/14_trainer.ipynb #002c
 def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float32, quiet=True):
     "Estimates on the test side of a store"
-    bar = lambda it: tqdm(it, desc="scoring", disable=quiet, leave=False, dynamic_ncols=True, file=sys.stderr)
+    bar = lambda it: _bar(it, quiet, desc="scoring the test side")
     start = time.perf_counter()
     r = evaluate(model, tok, store.side("test"), store.documents("test"), draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
     return r | {"seconds_to_score": round(time.perf_counter() - start, 2)}
 
-def finish(run, cfg, learn, tok, store, say=lambda s: None):
+def finish(run, cfg, learn, tok, store, quiet=False):
     "Score the test side and write summary.json, samples.jsonl, loss.png, denoising.html and report.md"
-    say("scoring the test side")
     model, device = learn.best_model, learn.device
     tokens = learn.step*learn.loader.batch_size*learn.loader.length
     test, train_side = np.asarray(store.side("test")), store.side("train")
@@ -437,10 +441,9 @@ def finish(run, cfg, learn, tok, store, say=lambda s: None):
                "tokens": tokens, "epochs": round(tokens/len(train_side), 3), "seconds": round(learn.seconds, 2),
                "tokens_per_second": round(tokens/max(1e-9, learn.seconds)), "device": str(device), "machine": describe_machine(device),
                "dtype": str(learn.dtype)[6:], "weights": "last" if learn.ema is None else "ema",
-               **test_figures(model, tok, store, cfg.trainer.test_draws, cfg.trainer.test_tokens, learn.dtype, quiet=False),
+               **test_figures(model, tok, store, cfg.trainer.test_draws, cfg.trainer.test_tokens, learn.dtype, quiet),
                "yardsticks": yardsticks(tok.decode(test), test, train_side, len(tok)), "peak_memory": peak_memory(device),
-               "versions": {"diffusion_lm": __version__, "torch": torch.__version__}}
-    say("sampling")
+               "data": {"path": cfg.data.path, "store": store.path.name}, "versions": {"diffusion_lm": __version__, "torch": torch.__version__}}
     lm = DiffusionLM(model, tok, run.name, learn.dtype if device.type == "cuda" else torch.float32)
     records = sample_records(lm, cfg.samples, cfg.seed)
     for r in records: append_jsonl(run/"samples.jsonl", r | {"step": learn.step})
