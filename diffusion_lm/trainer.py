@@ -37,7 +37,7 @@ class TrainConfig:
     batch: int = 32                  # sequences in a step, over all processes and micro-batches
     accumulate: int = 1              # micro-batches that a step is split into, to save memory
     optimizer: str = "muon"          # muon (for hidden matrices, AdamW for the rest) or adamw
-    lr: float = 2e-3                 # highest learning rate
+    lr: float = 3e-3                 # highest learning rate
     weight_decay: float = .05
     warmup: float = .05              # share of the steps in which the learning rate rises
     decay: float = .6                # share of the steps in which it falls to zero

@@ -1,0 +1,98 @@
+"""A disk that fills up in the middle of a run: one clear line, the last checkpoint is whole, and the run goes on once there is space."""
+import errno, os, shutil, subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import tree
+from diffusion_lm import core, trainer
+from diffusion_lm.core import damage
+from diffusion_lm.models import load_weights
+from diffusion_lm.trainer import steps_of
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 1 MB"
+    disk = tmp_path/"disk"
+    disk.mkdir()
+    if os.geteuid() or not shutil.which("mount"): pytest.skip("only root may mount a small disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode: pytest.skip("mounting is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+def fill(disk, leave):
+    "Fill a disk up, but for `leave` bytes"
+    s = os.statvfs(disk)
+    (disk/"ballast").write_bytes(b"x"*(s.f_bavail*s.f_frsize - leave))
+
+def whole(run, step):
+    "The checkpoint of `step` is there and undamaged, everything else is complete or marked as not"
+    newest = steps_of(run)[-1]
+    assert newest.name == f"step-{step:06d}" and damage(newest) is None
+    load_weights(run/"model.safetensors")
+    assert not [p for p in tree(run) if p.endswith(".tmp")], "leftovers"
+
+def one_line(status, out, err):
+    lines = err.splitlines()
+    assert status == 2 and out == "" and "Traceback" not in err, err
+    assert lines[-1].startswith("dlm: the disk is full") and "--resume" in lines[-1]
+    assert sum(line.startswith("dlm: ") for line in lines) == 1
+
+@pytest.mark.parametrize("leave", [0, 4096, 32_768, 65_536, 131_072, 196_608, 262_144]) # so that one file or another does not fit
+def test_disk_fills_up(dlm, recipe, tiny_home, small_disk, leave):
+    status, out, err = dlm("train", "--config", recipe, "--out", small_disk, "--trainer.stop_at", 8)
+    run = small_disk/"tiny"
+    whole(run, 8)
+    fill(small_disk, leave)
+    result = dlm("train", "--name", "tiny", "--out", small_disk, "--resume")
+    if result[0] == 0: pytest.skip("that was space enough")
+    one_line(*result)
+    whole(run, int(steps_of(run)[-1].name[5:]))
+    (small_disk/"ballast").unlink()
+    status, out, err = dlm("train", "--name", "tiny", "--out", small_disk, "--resume")
+    assert status == 0, err
+    whole(run, 24)
+    unbroken = tiny_home/"checkpoints"/"tiny"
+    assert (run/"model.safetensors").read_bytes() == (unbroken/"model.safetensors").read_bytes()
+
+def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
+
+@pytest.mark.parametrize("what", ["weights", "state", "manifest", "fsync", "log"])
+def test_simulated(dlm, home, recipe, tiny_home, monkeypatch, what):
+    "The same without a disk: the second checkpoint meets ENOSPC in one place or another"
+    run = home/"checkpoints"/"tiny"
+    late = lambda call: lambda *a, **kw: (full() if (run/"step-000008").exists() else call(*a, **kw))
+    with monkeypatch.context() as m:
+        module, name = {"weights": (trainer, "save_weights"), "state": (trainer.torch, "save"), "manifest": (core, "write_json"),
+                        "fsync": (core, "_fsync"), "log": (trainer, "append_jsonl")}[what]
+        m.setattr(module, name, late(getattr(module, name)))
+        one_line(*dlm("train", "--config", recipe))
+    whole_or_none = steps_of(run)
+    assert all(damage(p) is None for p in whole_or_none) and not [p for p in tree(run) if p.endswith(".tmp")]
+    status, out, err = dlm("train", "--name", "tiny", "--resume")
+    assert status == 0, err
+    whole(run, 24)
+    assert (run/"model.safetensors").read_bytes() == (tiny_home/"checkpoints"/"tiny"/"model.safetensors").read_bytes()
+
+def test_full_before_the_first_checkpoint(dlm, home, recipe, monkeypatch):
+    "There is nothing to resume from: the next attempt says so, and --overwrite starts again"
+    with monkeypatch.context() as m:
+        m.setattr(trainer, "commit_folder", full)
+        one_line(*dlm("train", "--config", recipe))
+    status, out, err = dlm("train", "--name", "tiny", "--resume")
+    assert status == 2 and "no whole checkpoint" in err and "Traceback" not in err
+    status, out, err = dlm("train", "--config", recipe, "--overwrite", "--trainer.steps", 1)
+    assert status == 0, err
+
+@pytest.mark.parametrize("command", [["train"], ["eval", "tiny"]])
+def test_full_while_preparing(dlm, trained, recipe, monkeypatch, command):
+    "No half-built store stays behind"
+    shutil.rmtree(trained/"data")
+    args = [*command, *(["--config", recipe, "--name", "new"] if command == ["train"] else [])]
+    with monkeypatch.context() as m:
+        m.setattr("diffusion_lm.data._fsync", full)
+        before = tree(trained/"checkpoints")
+        status, out, err = dlm(*args)
+    assert status == 2 and err.splitlines()[-1].startswith("dlm: the disk is full"), err
+    assert tree(trained/"checkpoints") == before
+    assert not list((trained/"data"/"cache").glob("*tokens-*"))
