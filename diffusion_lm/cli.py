@@ -29,7 +29,7 @@ def find_recipe(name):
 def _parser(command, about):
     "A parser that raises instead of exiting"
     from jsonargparse import ArgumentParser
-    return ArgumentParser(prog=f"dlm {command}", description=about, exit_on_error=False, default_env=False)
+    return ArgumentParser(prog=f"dlm {command}", description=about, exit_on_error=False, default_env=False, allow_abbrev=False)
 
 def _keys(parser):
     "All keys that a parser knows: 'trainer.lr', 'name', …"
@@ -78,22 +78,34 @@ def _value(args, flag):
         if a == flag and i + 1 < len(args): return args[i + 1]
         if a.startswith(flag + "="): return a[len(flag) + 1:]
 
+def _check_recipe(path):
+    "Refuse a file that is no YAML, or no recipe, by its name"
+    from diffusion_lm.core import UserError
+    from diffusion_lm.trainer import SECTIONS
+    import yaml
+    try: d = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as e: raise UserError(f"{path} is not YAML: {' '.join(str(e).split())[:200]}") from None
+    if not isinstance(d, dict): raise UserError(f"{path} is not a recipe: it needs sections, such as 'trainer:'")
+    for k in SECTIONS:
+        if k in d and not isinstance(d[k], dict): raise UserError(f"{path} is not a recipe: '{k}' must have fields, such as '{k}: {{{next(iter(SECTIONS[k].__dataclass_fields__))}: …}}'")
+
 def parse_train(args, command="train"):
     "The `RunConfig` and the other options of a training command"
     from diffusion_lm.core import UserError, find_run
     from diffusion_lm.trainer import SECTIONS, RunConfig
     recipe, parser, args = _value(args, "--config"), _train_parser(command), list(args)
-    if recipe:
+    if recipe is not None:
         i = next(i for i, a in enumerate(args) if a == "--config" or a.startswith("--config="))
         args[i:i + (2 if args[i] == "--config" else 1)] = ["--config", find_recipe(recipe)]
     if "--resume" in args and not recipe:
         if not _value(args, "--name"): raise UserError("--resume needs the --name of the run")
-        args = ["--config", str(find_run(_value(args, "--name"), _value(args, "--out"))/"config.yaml"), *args]
+        args = ["--config", str(find_run(_value(args, "--name"), _value(args, "--out"))/"config.yaml"), "--trainer.stop_at", "null", *args]
+    if file := _value(args, "--config"): _check_recipe(file)
     d = _parse(parser, args)
     stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) if recipe else "run"
     options = {k: d.pop(k) for k in ("name", "out", "resume", "overwrite", "json")} | {"recipe": recipe}
     d.pop("config", None)
-    return RunConfig(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()}), {**options, "name": options["name"] or stem}
+    return RunConfig(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()}), {**options, "name": stem if _value(args, "--name") is None else options["name"]}
 
 # %% ../nbs/21_cli.ipynb #000e
 def train_command(args, command="train"):
@@ -147,15 +159,16 @@ def sample_command(args):
     p.add_argument("--seed", type=int, default=0)
     _common(p)
     o = _parse(p, args)
-    if o["infill"] and o["prompt"]: raise UserError("--prompt and --infill exclude each other: write the prompt into the template")
+    infill = _value(args, "--infill") is not None
+    if infill and o["prompt"]: raise UserError("--prompt and --infill exclude each other: write the prompt into the template")
     if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
     if o["top_k"] < 0: raise UserError(f"top_k must be at least 1, got {o['top_k']}")
-    if o["length"] < 0: raise UserError(f"length must be at least 1, got {o['length']}")
+    if o["length"] < 0 or _value(args, "--length") and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
     lm = _load(o)
     sampler = o["sampler"] or ("left-to-right" if lm.model.causal else "ancestral")
     kw = dict(n=o["n"], steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=o["temperature"], top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"])
-    if o["infill"] and o["length"]: raise UserError("--length goes with --prompt; a template has its own length")
-    texts = lm.infill(o["infill"], **kw) if o["infill"] else lm.generate(o["prompt"], length=o["length"] or None, **kw)
+    if infill and o["length"]: raise UserError("--length goes with --prompt; a template has its own length")
+    texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=o["length"] or None, **kw)
     if o["json"]: return print(json.dumps([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": o["steps"]} for t in texts], ensure_ascii=False))
     print(f"\n{'─'*20}\n".join(texts))
 
@@ -213,9 +226,12 @@ def runs_command(args):
     for run in list_runs(o["out"] or None):
         try: s = read_json(run/"summary.json")
         except UserError: s = {}
-        e = s.get("bits_per_byte") or {}
-        rows.append({"name": run.name, "objective": s.get("objective"), "parameters": s.get("parameters"), "steps": s.get("steps"), "planned_steps": s.get("planned_steps"),
-                     "bits_per_byte": e.get("value"), "low": e.get("low"), "high": e.get("high"), "kind": e.get("kind"), "seconds": s.get("seconds")})
+        def get(d, k, kind=(int, float)): # None if it is missing or damaged
+            v = d.get(k) if isinstance(d, dict) else None
+            return v if isinstance(v, kind) else None
+        e = get(s, "bits_per_byte", dict)
+        rows.append({"name": run.name, "objective": get(s, "objective", str), **{k: get(s, k) for k in ("parameters", "steps", "planned_steps")},
+                     "bits_per_byte": get(e, "value"), "low": get(e, "low"), "high": get(e, "high"), "kind": get(e, "kind", str), "seconds": get(s, "seconds")})
     if o["json"]: return print(json.dumps(rows))
     if not rows: return print(f"no runs in {_short(runs_dir(o['out'] or None))}; start with: dlm demo")
     show = lambda v, f="{}": "–" if v is None else f.format(v)
@@ -266,8 +282,9 @@ def doctor_command(args):
         except md.PackageNotFoundError: return None
     device = pick_device(o["device"])
     dtype = pick_dtype(device)
+    disk = next(p for p in (home(), *home().parents) if p.exists()) # the home is made when it is needed
     out = {"diffusion_lm": __version__, "python": platform.python_version(), "platform": platform.platform(), "device": str(device), "dtype": str(dtype)[6:],
-           "machine": describe_machine(device), "home": str(home()), "writable": os.access(home(), os.W_OK), "free_gb": round(shutil.disk_usage(home()).free/1e9, 1),
+           "machine": describe_machine(device), "home": str(home()), "writable": os.access(disk, os.W_OK), "free_gb": round(shutil.disk_usage(disk).free/1e9, 1),
            "packages": {n: version(n) for group in PACKAGES.values() for n in group}, "recipes": list(recipes())}
     print("training for a few seconds …", file=sys.stderr)
     c = out["training"] = training_check(device, dtype)
@@ -296,7 +313,9 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
 
 recipes: """
 
-def _disk_full(e): return isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
+def _disk_full(e):
+    "Did this error, or one that led to it, come from a full disk?"
+    return e is not None and (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e) or _disk_full(e.__cause__ or e.__context__))
 
 def main(args=None):
     "The `dlm` command; returns its exit status"
@@ -315,9 +334,10 @@ def main(args=None):
     except BrokenPipeError: # dlm runs | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
     except SystemExit as e: return e.code
-    except (OSError, RuntimeError) as e:
+    except Exception as e: # safetensors and tokenizers have errors of their own
         if _disk_full(e): say("the disk is full: free some space; a run goes on from its last checkpoint with dlm train --name RUN --resume")
         elif "out of memory" in str(e).lower() or "can't allocate memory" in str(e): say("out of memory: lower trainer.batch, or raise trainer.accumulate, or choose a smaller model")
         elif isinstance(e, PermissionError): say(f"no permission: {e.filename}")
+        elif isinstance(e, OSError) and e.filename: say(f"{e.strerror}: {e.filename}")
         else: raise
         return 2

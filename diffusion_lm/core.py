@@ -79,6 +79,7 @@ def peak_memory(device):
 # %% ../nbs/00_core.ipynb #0010
 def rng(*key): # ints and strings that name the draw, e.g. (seed, "mask", n)
     "A NumPy generator that is a pure function of `key`"
+    key = tuple(int(k) if isinstance(k, np.integer) else k for k in key) # np.int64(3) is 3
     h = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(h, "little")))
 
@@ -140,7 +141,7 @@ def append_jsonl(path, record):
 def read_jsonl(path):
     "All whole records of a JSONL file; a broken line is passed over"
     out = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"): # not splitlines: a text may hold U+2028
         with contextlib.suppress(ValueError): out.append(json.loads(line))
     return out
 
@@ -183,13 +184,14 @@ def commit_folder(path, fill): # fill(folder) writes the files
 def damage(path):
     "What is wrong with a folder that `commit_folder` made, in words; None if it is whole"
     path = Path(path)
-    try: files = read_json(path/"manifest.json")
+    try: files = {name: (m["size"], m["digest"]) for name, m in read_json(path/"manifest.json").items()}
     except UserError as e: return str(e)
-    for name, m in files.items():
+    except (AttributeError, KeyError, TypeError): return "manifest.json is damaged"
+    for name, (size, was) in files.items():
         f = path/name
         if not f.is_file(): return f"{name} is missing"
-        if f.stat().st_size != m["size"]: return f"{name} has {f.stat().st_size} bytes instead of {m['size']}"
-        if digest(f) != m["digest"]: return f"{name} has been altered"
+        if f.stat().st_size != size: return f"{name} has {f.stat().st_size} bytes instead of {size}"
+        if digest(f) != was: return f"{name} has been altered"
 
 # %% ../nbs/00_core.ipynb #0024
 def home():
@@ -209,8 +211,8 @@ def cache_dir():
 # %% ../nbs/00_core.ipynb #0027
 def run_path(name, out=None):
     "The folder of a run that is to be called `name`"
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name), re.ASCII):
-        raise UserError(f"'{name}' cannot name a run: use letters, digits, '.', '_' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", str(name), re.ASCII):
+        raise UserError(f"{str(name)!r} cannot name a run: use up to 100 letters, digits, '.', '_' and '-'")
     return runs_dir(out)/name
 
 def list_runs(out=None):
@@ -220,6 +222,7 @@ def list_runs(out=None):
 def find_run(run, out=None):
     "The folder of an existing run, given its name, its folder or its weights file"
     p = Path(run).expanduser()
-    for q in (runs_dir(out)/run, p, p.parent if p.is_file() else p):
-        if (q/"config.yaml").is_file(): return q.resolve()
+    with contextlib.suppress(OSError): # a name too long for a file
+        for q in (runs_dir(out)/run, p, p.parent if p.is_file() else p):
+            if (q/"config.yaml").is_file(): return q.resolve()
     raise unknown("run", run, [r.name for r in list_runs(out)])

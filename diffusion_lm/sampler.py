@@ -31,7 +31,7 @@ def reshape(logits,         # (n,V)
             top_k=None,     # keep the k most probable tokens
             top_p=None):    # keep the fewest tokens that hold this much probability
     "Log-probabilities (n,V) after temperature, top-k and top-p"
-    if temperature == 0: temperature, top_k = 1., 1
+    if temperature < 1e-6: temperature, top_k = 1., 1 # logits over so little would overflow
     logp = (logits/temperature).log_softmax(-1)
     if top_k and top_k < logp.shape[-1]:
         logp = torch.full_like(logp, -torch.inf).scatter(-1, *reversed(logp.topk(top_k)))

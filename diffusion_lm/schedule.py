@@ -29,7 +29,7 @@ def make_schedule(name="linear", # "linear", "cosine", "cosine-mdlm", "polynomia
                   low=.3,        # smallest and
                   high=.8):      # largest masked share of "clipped"
     "A `Schedule` by its name; raises `UserError` for an unknown one or impossible numbers"
-    if power <= 0: raise UserError(f"the power of a polynomial schedule must be positive, got {power}")
+    if not 0 < power < math.inf: raise UserError(f"the power of a polynomial schedule must be positive, got {power}")
     if not 0 <= low < high <= 1: raise UserError(f"a clipped schedule needs 0 <= low < high <= 1, got {low} and {high}")
     h, span = math.pi/2, high - low
     return {
@@ -71,7 +71,7 @@ GRIDS = {"uniform": lambda s: 1 - s, "cosine": lambda s: np.cos(np.pi*s/2), "fis
 def grid(name, steps): # name: one of `GRIDS`; steps: how many intervals
     "Masked shares (steps+1,) from exactly 1 down to exactly 0"
     if name not in GRIDS: raise unknown("grid", name, GRIDS)
-    if not 1 <= steps <= 1 << 20: raise UserError(f"steps must be at least 1, got {steps}")
+    if not 1 <= steps <= 1 << 20: raise UserError(f"steps must be between 1 and {1 << 20}, got {steps}")
     g = GRIDS[name](np.linspace(0, 1, steps + 1))
     g[0], g[-1] = 1, 0
     return g

@@ -70,7 +70,7 @@ class Tokenizer:
     def encode(self, text):
         "Ids of `text` (int64 array), without special tokens"
         try: parts = [self.hf.encode(p, add_special_tokens=False).ids for p in _pieces(text)]
-        except UnicodeEncodeError: raise UserError("text holds half of a surrogate pair, which is no Unicode character") from None
+        except (UnicodeEncodeError, TypeError): raise UserError("text holds half of a surrogate pair, which is no Unicode character") from None
         return np.concatenate([np.array(p, np.int64) for p in parts])
 
     def encode_batch(self, texts):
@@ -161,7 +161,7 @@ def encode_template(self:Tokenizer, template):
     if len(parts) == 1: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
     ids = [self.encode(parts[0])]
     for n, text in zip(parts[1::2], parts[2::2]):
-        n = 1 if n is None else int(n)
+        n = 1 if n is None else int(n.lstrip("0")[:9] or 0)
         if not 1 <= n <= 1 << 20: raise UserError(f"[MASK:{n}] asks for {n} tokens: write 1 or more")
         ids += [np.full(n, self.mask), self.encode(text)]
     return np.concatenate(ids)

@@ -26,6 +26,7 @@ from .lm import DiffusionLM
 from .metrics import Estimate, evaluate, yardsticks
 from .models import BaselineDreamModel, ModelConfig, load_weights, n_params, save_weights
 from .objective import NoiseConfig, Objective
+from .sampler import denoise
 
 # %% ../nbs/14_trainer.ipynb #0006
 @dataclass
@@ -60,10 +61,11 @@ class TrainConfig:
         for k, v in low.items():
             if getattr(self, k) < v: raise UserError(f"trainer.{k} must be at least {v}, got {getattr(self, k)}")
         for k in ("minutes", "stop_at", "test_tokens", "lr", "clip"):
-            if getattr(self, k) is not None and not getattr(self, k) > 0: raise UserError(f"trainer.{k} must be above 0, got {getattr(self, k)}")
+            if getattr(self, k) is not None and not 0 < getattr(self, k) < math.inf: raise UserError(f"trainer.{k} must be above 0 and finite, got {getattr(self, k)}")
         for k in ("warmup", "decay", "ema"):
             if not 0 <= getattr(self, k) <= 1: raise UserError(f"trainer.{k} must be between 0 and 1, got {getattr(self, k)}")
-        if self.ema == 1 or self.weight_decay < 0: raise UserError("trainer.ema must be below 1 and trainer.weight_decay not negative")
+        if self.ema == 1: raise UserError(f"trainer.ema must be below 1, got {self.ema}")
+        if not 0 <= self.weight_decay < math.inf: raise UserError(f"trainer.weight_decay must not be negative or infinite, got {self.weight_decay}")
         if self.batch % self.accumulate: raise UserError(f"trainer.batch {self.batch} must be a multiple of trainer.accumulate {self.accumulate}")
         if self.optimizer not in ("muon", "adamw"): raise unknown("optimizer", self.optimizer, ["muon", "adamw"])
         return self
@@ -103,6 +105,7 @@ class Callback:
     def before_fit(self, learn): pass
     def after_step(self, learn): pass
     def after_fit(self, learn): pass
+    def close(self): "After `after_fit`, or after an error"
 
 class Learner:
     "The training loop: an objective, a loader, and callbacks"
@@ -145,14 +148,17 @@ class Learner:
         for c in self.callbacks: c.before_fit(self)
         self.model.train()
         end = min(self.cfg.steps, self.cfg.stop_at or self.cfg.steps)
-        with _finish_step_on_signal(self):
-            while self.step < end and not self.stop:
-                start = time.perf_counter()
-                self.train_step()
-                self.step += 1
-                self.seconds += time.perf_counter() - start
-                for c in self.callbacks: c.after_step(self)
-        for c in self.callbacks: c.after_fit(self)
+        try:
+            with _finish_step_on_signal(self):
+                while self.step < end and not self.stop:
+                    start = time.perf_counter()
+                    self.train_step()
+                    self.step += 1
+                    self.seconds += time.perf_counter() - start
+                    for c in self.callbacks: c.after_step(self)
+            for c in self.callbacks: c.after_fit(self)
+        finally:
+            for c in self.callbacks: c.close()
 
 # %% ../nbs/14_trainer.ipynb #0010
 @contextlib.contextmanager
@@ -207,7 +213,7 @@ class Log(Callback):
             append_jsonl(self.path, {"step": learn.step, "loss": loss, "grad_norm": norm, "lr": learn.opts[0].param_groups[0]["lr"],
                                      "tokens": learn.step*per_step, "seconds": round(learn.seconds, 3), "tokens_per_second": round(speed)})
 
-    def after_fit(self, learn): self.bar.close()
+    def close(self): self.bar.close()
 
 # %% ../nbs/14_trainer.ipynb #001c
 class Validate(Callback):
@@ -234,7 +240,7 @@ class Samples(Callback):
     def after_step(self, learn):
         if learn.step % learn.cfg.sample_every or learn.step == learn.cfg.steps or not learn.acc.is_main_process: return
         model, grads = learn.best_model, [p.requires_grad for p in learn.best_model.parameters()]
-        lm = DiffusionLM(model, self.tok, dtype=learn.dtype)
+        lm = DiffusionLM(model, self.tok, dtype=learn.dtype if learn.device.type == "cuda" else torch.float32) # as at the end
         for r in sample_records(lm, self.cfg, self.seed): append_jsonl(self.path, r | {"step": learn.step})
         for p, g in zip(model.parameters(), grads): p.requires_grad_(g)
         model.train(model is learn.model)
@@ -272,10 +278,11 @@ def _fill(learn, folder):
     save_weights(learn.model.state_dict(), folder/"model.safetensors")
     if learn.ema is not None: save_weights(learn.ema.module.state_dict(), folder/"ema.safetensors")
     log = next((c for c in learn.callbacks if isinstance(c, Log)), None)
-    torch.save({"step": learn.step, "seconds": learn.seconds, "data": learn.data, "best": getattr(learn, "best", None),
+    state = {"step": learn.step, "seconds": learn.seconds, "data": learn.data, "best": getattr(learn, "best", None),
                 "log": None if log is None else (float(log.total), log.n),
                 "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "optimizers": [o.state_dict() for o in learn.opts],
-                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}, folder/"trainer.pt")
+                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    with open(folder/"trainer.pt", "wb") as f: torch.save(state, f) # a file of Python's: its errors say what is wrong
 
 def steps_of(run):
     "The checkpoints of a run, oldest first"
@@ -340,7 +347,10 @@ def load_config(path):
     "The `RunConfig` in a YAML file; raises `UserError` if it is none"
     try: d = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError): d = None
-    try: return RunConfig(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()})
+    try:
+        cfg = RunConfig(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()})
+        if not isinstance(cfg.data.path, str): raise TypeError
+        return cfg
     except (TypeError, AttributeError): raise UserError(f"{path} is damaged or no configuration of a run") from None
 
 def build(cfg, tok):
@@ -355,15 +365,16 @@ def _check(cfg, tok=None):
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check())
     if not 1 <= cfg.noise.blocks <= cfg.model.length or cfg.model.length % cfg.noise.blocks:
         raise UserError(f"noise.blocks {cfg.noise.blocks} must divide model.length {cfg.model.length}")
-    with torch.device("meta"): Objective(BaselineDreamModel(replace(cfg.model, width=8, heads=1, layers=1), 8, range(5), cfg.objective == "ar"), cfg.objective, cfg.noise)
+    small = BaselineDreamModel(replace(cfg.model, width=8, heads=1, layers=1), 8, range(5), cfg.objective == "ar")
+    Objective(small, cfg.objective, cfg.noise)
     pick_dtype(pick_device(cfg.trainer.device), cfg.trainer.dtype)
     if not 0 <= cfg.seed < 2**63: raise UserError(f"seed must be between 0 and 2**63-1, got {cfg.seed}")
     s = cfg.samples
+    next(denoise(small, torch.full((1, 1), small.mask), steps=s.steps, sampler=s.sampler, temperature=s.temperature))
     if tok is not None: # the samples that the run is to show must be possible
         lm = DiffusionLM(BaselineDreamModel(replace(cfg.model, width=8, heads=1, layers=1), len(tok), tok.specials), tok)
         for p in s.prompts: lm.template(p)
         for t in s.templates: lm._padded(t)
-        lm.generate(length=1, steps=s.steps, sampler=s.sampler, temperature=s.temperature)
     return cfg
 
 _MAY_CHANGE = {"stop_at", "minutes", "log_every", "eval_every", "eval_tokens", "test_draws", "test_tokens", "sample_every", "save_every", "keep", "device", "dtype"}
@@ -419,9 +430,12 @@ def train(cfg,                 # `RunConfig`
             tok.save(run/"tokenizer.json")
             write_text(run/"config.yaml", yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True))
     say(f"training {learn.model!r} on {describe_machine(learn.device)} in {str(learn.dtype)[6:]}, {cfg.trainer.steps:,} steps")
-    learn.fit()
-    if learn.stop: raise KeyboardInterrupt(f"stopped at step {learn.step} of {cfg.trainer.steps}; go on with: dlm train --name {name} --resume")
-    if learn.acc.is_main_process: finish(run, cfg, learn, tok, store, quiet)
+    on = f"go on with: dlm train --name {name} --resume" + (f" --out {out}" if out else "")
+    try:
+        learn.fit()
+        if learn.stop: raise KeyboardInterrupt
+        if learn.acc.is_main_process: finish(run, cfg, learn, tok, store, quiet)
+    except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped at step {learn.step} of {cfg.trainer.steps}; {on}") from None
     return run
 
 # %% ../nbs/14_trainer.ipynb #002c
@@ -446,6 +460,7 @@ def finish(run, cfg, learn, tok, store, quiet=False):
                "data": {"path": cfg.data.path, "store": store.path.name}, "versions": {"diffusion_lm": __version__, "torch": torch.__version__}}
     lm = DiffusionLM(model, tok, run.name, learn.dtype if device.type == "cuda" else torch.float32)
     records = sample_records(lm, cfg.samples, cfg.seed)
+    trim_jsonl(run/"samples.jsonl", lambda r: r["step"] < learn.step) # these may have been drawn before, by a run that was resumed
     for r in records: append_jsonl(run/"samples.jsonl", r | {"step": learn.step})
     bpb = Estimate(**summary["bits_per_byte"])
     lm.watch(run/"denoising.html", cfg.samples.prompts, [] if lm.model.causal else cfg.samples.templates, steps=cfg.samples.steps,
