@@ -22,7 +22,7 @@ from .tokenizer import Tokenizer
 class DiffusionLM:
     "A model with its tokenizer: text in, text out"
     def __init__(self, model, tokenizer, name="model", dtype=torch.float32):
-        self.model, self.tokenizer, self.name, self.dtype = model.eval().requires_grad_(False), tokenizer, name, dtype
+        self.model, self.tokenizer, self.name, self.dtype = model.eval(), tokenizer, name, dtype
         self.device = next(model.parameters()).device
         self.length = model.config.length
 

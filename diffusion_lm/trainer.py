@@ -239,11 +239,9 @@ class Samples(Callback):
 
     def after_step(self, learn):
         if learn.step % learn.cfg.sample_every or learn.step == learn.cfg.steps or not learn.acc.is_main_process: return
-        model, grads = learn.best_model, [p.requires_grad for p in learn.best_model.parameters()]
-        lm = DiffusionLM(model, self.tok, dtype=learn.dtype if learn.device.type == "cuda" else torch.float32) # as at the end
+        lm = DiffusionLM(learn.best_model, self.tok, dtype=learn.dtype if learn.device.type == "cuda" else torch.float32) # as at the end
         for r in sample_records(lm, self.cfg, self.seed): append_jsonl(self.path, r | {"step": learn.step})
-        for p, g in zip(model.parameters(), grads): p.requires_grad_(g)
-        model.train(model is learn.model)
+        learn.model.train() # `DiffusionLM` has put what it was given into evaluation mode
 
 def sample_records(lm, cfg, seed=0, n=1):
     "Samples for the prompts and templates of a `SampleConfig`, as records of `samples.jsonl`"
@@ -279,9 +277,9 @@ def _fill(learn, folder):
     if learn.ema is not None: save_weights(learn.ema.module.state_dict(), folder/"ema.safetensors")
     log = next((c for c in learn.callbacks if isinstance(c, Log)), None)
     state = {"step": learn.step, "seconds": learn.seconds, "data": learn.data, "best": getattr(learn, "best", None),
-                "log": None if log is None else (float(log.total), log.n),
-                "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "optimizers": [o.state_dict() for o in learn.opts],
-                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+             "log": None if log is None else (float(log.total), log.n),
+             "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "optimizers": [o.state_dict() for o in learn.opts],
+             "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     with open(folder/"trainer.pt", "wb") as f: torch.save(state, f) # a file of Python's: its errors say what is wrong
 
 def steps_of(run):
