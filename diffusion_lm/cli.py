@@ -114,6 +114,7 @@ def train_command(args, command="train"):
     from diffusion_lm.trainer import figures_table, train
     cfg, o = parse_train(args, command)
     run = train(cfg, o["name"], o["out"] or None, o["resume"], o["overwrite"])
+    if os.environ.get("RANK", "0") != "0": return # of several processes, one speaks
     s = read_json(run/"summary.json")
     if o["json"]: return print(json.dumps(s))
     print("\n".join(_table(figures_table(s))))

@@ -169,7 +169,7 @@ def near_duplicates(texts, overlap=.25):
     order = np.argsort(h, kind="stable")
     doc, h = doc[order], h[order]
     pairs = []
-    for gap in range(1, 32): # occurrences of one shingle stand side by side, in order of document
+    for gap in range(1, 32): # occurrences of one shingle stand side by side, in order of document; boilerplate in more than 32 is cut short
         i = np.flatnonzero(h[:-gap] == h[gap:])
         if not len(i): break
         pairs.append(doc[i].astype(np.int64)*len(sets) + doc[i + gap])

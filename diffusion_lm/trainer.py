@@ -8,7 +8,7 @@ __all__ = ['SECTIONS', 'TrainConfig', 'SampleConfig', 'make_optimizers', 'lr_fac
            'claim', 'train', 'test_figures', 'finish', 'plot_loss', 'figures_table', 'report']
 
 # %% ../nbs/14_trainer.ipynb #0003
-import contextlib, math, shutil, signal, sys, time
+import contextlib, math, os, shutil, signal, sys, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Optional
@@ -402,7 +402,7 @@ def train(cfg,                 # `RunConfig`
           quiet=False,         # no progress on stderr
           callbacks=()):       # more callbacks for the loop
     "Train a model as `cfg` says and write its run folder; returns the folder"
-    say = (lambda s: None) if quiet else (lambda s: print(s, file=sys.stderr, flush=True))
+    say = (lambda s: None) if quiet or os.environ.get("RANK", "0") != "0" else (lambda s: print(s, file=sys.stderr, flush=True)) # one process speaks
     run, cfg = claim(name, out, resume, overwrite), _check(cfg)
     if resume: _same_run(cfg, run)
     say(f"preparing {cfg.data.path}")
@@ -433,6 +433,7 @@ def train(cfg,                 # `RunConfig`
         learn.fit()
         if learn.stop: raise KeyboardInterrupt
         if learn.acc.is_main_process: finish(run, cfg, learn, tok, store, quiet)
+        learn.acc.wait_for_everyone()
     except KeyboardInterrupt: raise KeyboardInterrupt(f"stopped at step {learn.step} of {cfg.trainer.steps}; {on}") from None
     return run
 
