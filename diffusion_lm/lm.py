@@ -39,7 +39,7 @@ class DiffusionLM:
         if not (path/"model.safetensors").exists(): raise UserError(f"run '{path.name}' has no model.safetensors yet: it has not saved a checkpoint")
         tok, device = Tokenizer.load(path/"tokenizer.json"), pick_device(device)
         model = BaselineDreamModel(config, len(tok), tok.specials, causal)
-        try: model.load_state_dict(load_weights(path/"model.safetensors"))
+        try: model.load_state_dict(load_weights(path/"model.safetensors", tokenizer=tok.fingerprint))
         except RuntimeError: raise UserError(f"the weights of {path.name} do not fit its config.yaml or tokenizer.json") from None
         dtype = pick_dtype(device) if device.type == "cuda" else torch.float32 # a few rows at a time: on a CPU float32 is as fast
         return cls(model.to(device), tok, path.name, dtype)

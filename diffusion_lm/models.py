@@ -124,24 +124,26 @@ def randomize_(model, seed=0, std=.1):
     return model
 
 # %% ../nbs/07_models.ipynb #0017
-def _state_digest(state):
-    "Digest of the names, shapes and bytes of some tensors"
-    return digest_of(*(p for k in sorted(state) for p in (k, tuple(state[k].shape), state[k].contiguous().view(torch.uint8).numpy().tobytes())))
+def _state_digest(state, meta):
+    "Digest of the names, shapes and bytes of some tensors, and of what else the header says"
+    return digest_of(*sorted(meta.items()), *(p for k in sorted(state) for p in (k, tuple(state[k].shape), state[k].contiguous().view(torch.uint8).numpy().tobytes())))
 
-def save_weights(state, path):
+def save_weights(state, path, **meta): # meta: strings to keep in the header, e.g. the tokenizer's fingerprint
     "Write a state dict as safetensors, atomically, with its digest"
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     with atomic(path) as tmp:
-        save_file(state, tmp, metadata={"digest": _state_digest(state)})
+        save_file(state, tmp, metadata={**meta, "digest": _state_digest(state, meta)})
         os.chmod(tmp, 0o644) # safetensors makes it private
 
-def load_weights(path):
-    "Read a state dict; raises `UserError` if the file is missing or damaged"
+def load_weights(path, **expect): # expect: what the header must say, where it says anything
+    "Read a state dict; raises `UserError` if the file is missing, damaged, or belongs to something else"
     if not Path(path).is_file(): raise UserError(f"weights {path} are missing")
     try:
         with safe_open(path, "pt") as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except Exception as e: raise UserError(f"weights {path} are damaged ({str(e)[:60]})") from None
-    if meta.get("digest") != _state_digest(state): raise UserError(f"weights {path} are damaged: their digest does not match")
+    if meta.pop("digest", None) != _state_digest(state, meta): raise UserError(f"weights {path} are damaged: their digest does not match")
+    for k, v in expect.items():
+        if meta.get(k, v) != v: raise UserError(f"weights {path} were saved with another {k} than the one here")
     return state
 
 # %% ../nbs/07_models.ipynb #001a

@@ -123,7 +123,8 @@ class Learner:
                                mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no")
         self.model = objective.model # without Accelerate's wrapping; `ema` is set by the callback of that name
         self.objective, *self.opts = self.acc.prepare(objective, *make_optimizers(objective.model, cfg))
-        self.step, self.seconds, self.stop, self.ema, self.data = 0, 0., False, None, None # data: which token store, if known
+        self.step, self.seconds, self.stop, self.ema = 0, 0., False, None
+        self.data, self.meta = None, {} # which token store, if known; what the header of saved weights is to say
 
     @property
     def best_model(self): return self.model if self.ema is None else self.ema.module
@@ -265,7 +266,7 @@ class Checkpoint(Callback):
     def save(self, learn):
         if learn.acc.is_main_process:
             commit_folder(self.run/f"step-{learn.step:06d}", lambda d: _fill(learn, d))
-            save_weights(learn.best_model.state_dict(), self.run/"model.safetensors")
+            save_weights(learn.best_model.state_dict(), self.run/"model.safetensors", **learn.meta)
             best = (getattr(learn, "best", None) or (0, None))[1]
             for p in steps_of(self.run)[:-learn.cfg.keep]:
                 if p.name != f"step-{best or -1:06d}": shutil.rmtree(p)
@@ -413,7 +414,7 @@ def train(cfg,                 # `RunConfig`
     log = run/"log.jsonl"
     learn = Learner(build(cfg, tok), loader, cfg.trainer, [EMA(), Log(log, quiet), Validate(store, tok, log),
                     Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *callbacks])
-    learn.data = store.path.name
+    learn.data, learn.meta = store.path.name, {"tokenizer": tok.fingerprint}
     if resume:
         path, notes = learn.restore(run)
         for n in notes: say(n)

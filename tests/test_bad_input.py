@@ -304,6 +304,11 @@ def test_damaged_tokenizer(refused, trained, command):
     for content in (whole[:len(whole)//2], b"", b"{}", b"\xff\xfe", whole.replace(b'"ByteLevel"', b'"Whitespace"')):
         path.write_bytes(content)
         assert "tokenizer" in refused(*command)
+    vocab = json.loads(whole)
+    ids = vocab["model"]["vocab"] # a valid tokenizer, but two tokens have changed places
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    path.write_text(json.dumps(vocab))
+    assert "another tokenizer" in refused(*command)
     path.unlink()
     assert "tokenizer.json is missing" in refused(*command)
 
