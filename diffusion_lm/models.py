@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'ModelConfig', 'State', 'BaselineDreamModel', 'n_params', 
            'preset_table']
 
 # %% ../nbs/07_models.ipynb #0003
-import os
+import json, os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -126,20 +126,20 @@ def randomize_(model, seed=0, std=.1):
 # %% ../nbs/07_models.ipynb #0017
 def _state_digest(state, meta):
     "Digest of the names, shapes and bytes of some tensors, and of what else the header says"
-    return digest_of(*sorted(meta.items()), *(p for k in sorted(state) for p in (k, tuple(state[k].shape), state[k].contiguous().view(torch.uint8).numpy().tobytes())))
+    return digest_of(*sorted(meta.items()), *(p for k in sorted(state) for p in (k, tuple(state[k].shape), state[k].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())))
 
 def save_weights(state, path, **meta): # meta: strings to keep in the header, e.g. the tokenizer's fingerprint
     "Write a state dict as safetensors, atomically, with its digest"
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     with atomic(path) as tmp:
-        save_file(state, tmp, metadata={**meta, "digest": _state_digest(state, meta)})
+        save_file(state, tmp, metadata={"about": json.dumps({**meta, "digest": _state_digest(state, meta)})}) # one entry: several come in no fixed order
         os.chmod(tmp, 0o644) # safetensors makes it private
 
 def load_weights(path, **expect): # expect: what the header must say, where it says anything
     "Read a state dict; raises `UserError` if the file is missing, damaged, or belongs to something else"
     if not Path(path).is_file(): raise UserError(f"weights {path} are missing")
     try:
-        with safe_open(path, "pt") as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        with safe_open(path, "pt") as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(json.loads((f.metadata() or {}).get("about", "{}")))
     except Exception as e: raise UserError(f"weights {path} are damaged ({str(e)[:60]})") from None
     if meta.pop("digest", None) != _state_digest(state, meta): raise UserError(f"weights {path} are damaged: their digest does not match")
     for k, v in expect.items():
