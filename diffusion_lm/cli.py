@@ -173,6 +173,7 @@ def sample_command(args):
     if o["json"]: return print(json.dumps([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": o["steps"]} for t in texts], ensure_ascii=False))
     print(f"\n{'─'*20}\n".join(texts))
 
+# %% ../nbs/21_cli.ipynb #0010a
 def _common(parser):
     "Options of every command that loads a run"
     parser.add_argument("--out", type=str, default="", help="folder of runs (default: checkpoints)")
@@ -183,6 +184,7 @@ def _load(o):
     from diffusion_lm.lm import DiffusionLM
     return DiffusionLM.from_run(o["run"], o["out"] or None, o["device"])
 
+# %% ../nbs/21_cli.ipynb #0010b
 def eval_command(args):
     "dlm eval RUN"
     from diffusion_lm.core import UserError, find_run, pick_dtype

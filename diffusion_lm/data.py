@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np, torch
-from fastcore.basics import patch
 
 from .core import UserError, cache_dir, digest, digest_of, read_json, rng, write_json, _fsync
 

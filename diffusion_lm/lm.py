@@ -7,7 +7,6 @@ __all__ = ['DiffusionLM']
 
 # %% ../nbs/12_lm.ipynb #0003
 import codecs
-from pathlib import Path
 
 import numpy as np, torch, yaml
 from fastcore.basics import patch

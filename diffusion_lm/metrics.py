@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np, torch
 
-from .core import UserError, autocast, rng
+from .core import autocast, rng
 from .data import eval_windows
-from .objective import ar_nll, masked_nll
+from .objective import ar_nll
 from .schedule import mask_count
 
 # %% ../nbs/11_metrics.ipynb #0006
