@@ -13,13 +13,37 @@ from torch.nn import functional as F
 from .core import UserError
 
 # %% ../nbs/05_layers.ipynb #0007
+def _by_hand(*xs):
+    "Are hand-written gradients worth it? When training on a CPU, outside `torch.compile`"
+    x = xs[0]
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling() and all(y.dtype == x.dtype for y in xs)
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gain):
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        r = (size.square_()/x.shape[-1]).add_(1e-6).rsqrt_().to(x.dtype)
+        y = x*r
+        ctx.save_for_backward(y, r, gain)
+        return y*gain
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dz):
+        y, r, gain = ctx.saved_tensors
+        p = (dz*y).flatten(0, -2)
+        dot = (p @ gain/len(gain)).view(r.shape)
+        return (dz*gain).addcmul_(y, dot, value=-1).mul_(r), p.sum(0)
+
 class RMSNorm(nn.Module):
     "Scale the last dimension to unit mean square, then by a learned gain"
     def __init__(self, d):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(d))
 
-    def forward(self, x): return F.rms_norm(x, (x.shape[-1],), self.gain.to(x.dtype), eps=1e-6)
+    def forward(self, x):
+        gain = self.gain.to(x.dtype)
+        return _RMSNorm.apply(x, gain) if _by_hand(x) else F.rms_norm(x, (x.shape[-1],), gain, eps=1e-6)
 
 # %% ../nbs/05_layers.ipynb #000a
 def rope_table(pos,         # positions (l,) or (b,l)
@@ -30,9 +54,28 @@ def rope_table(pos,         # positions (l,) or (b,l)
     angle = pos.float()[..., None, None]*freq
     return angle.cos(), angle.sin()
 
+def _rotate(x, cos, sin, sign):
+    "Rotate forwards (sign 1) or back (-1), into a new tensor"
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (a, b), (p, q) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(a, cos, out=p).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=q).addcmul_(a, sin, value=sign)
+    return out
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g): return _rotate(g, *ctx.saved_tensors, -1), None, None
+
 def rope(x,         # queries or keys (b,l,h,head_dim)
          cos, sin): # from `rope_table`
     "Rotate the channel pairs of `x`"
+    if _by_hand(x, cos): return _Rope.apply(x, cos, sin)
     a, b = x.chunk(2, -1)
     return torch.cat([a*cos - b*sin, a*sin + b*cos], -1)
 
@@ -82,6 +125,30 @@ class Attention(nn.Module):
         return self.out(attend(q, k, v, mask, causal).flatten(-2)), (k, v)
 
 # %% ../nbs/05_layers.ipynb #0014
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        gate, value = x.chunk(2, -1)
+        s = F.silu(gate)
+        ctx.save_for_backward(x, s)
+        return s*value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, s = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        (gate, value), (dgate, dvalue) = x.chunk(2, -1), dx.chunk(2, -1)
+        torch.mul(dy, s, out=dvalue)
+        torch.ops.aten.silu_backward.grad_input(dy*value, gate, grad_input=dgate)
+        return dx
+
+def _gated(x):
+    "silu of the first half of the last dimension, times the second"
+    if _by_hand(x): return _Gate.apply(x)
+    gate, value = x.chunk(2, -1)
+    return F.silu(gate)*value
+
 class SwiGLU(nn.Module):
     "Gated feed-forward layer"
     def __init__(self, d, hidden=None):
@@ -89,9 +156,7 @@ class SwiGLU(nn.Module):
         hidden = hidden or -(-8*d//3//64)*64
         self.up, self.down = nn.Linear(d, 2*hidden, bias=False), nn.Linear(hidden, d, bias=False)
 
-    def forward(self, x):
-        gate, value = self.up(x).chunk(2, -1)
-        return self.down(F.silu(gate)*value)
+    def forward(self, x): return self.down(_gated(self.up(x)))
 
 # %% ../nbs/05_layers.ipynb #0017
 class TimeEmbedding(nn.Module):
