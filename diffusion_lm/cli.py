@@ -61,7 +61,7 @@ def _parse(parser, args):
 
 # %% ../nbs/21_cli.ipynb #000c
 def _train_parser(command="train"):
-    from diffusion_lm.trainer import RunConfig
+    from diffusion_lm.run import RunConfig
     p = _parser(command, "Train a model by a recipe; any field of it can be given as an option.")
     p.add_argument("--config", action="config", help="a packaged recipe's name or a YAML file")
     p.add_argument("--name", type=str, default="", help="the run's name (default: the recipe's)")
@@ -81,7 +81,7 @@ def _value(args, flag):
 def _check_recipe(path):
     "Refuse a file that is no YAML, or no recipe, by its name"
     from diffusion_lm.core import UserError
-    from diffusion_lm.trainer import SECTIONS
+    from diffusion_lm.run import SECTIONS
     import yaml
     try: d = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as e: raise UserError(f"{path} is not YAML: {' '.join(str(e).split())[:200]}") from None
@@ -92,7 +92,7 @@ def _check_recipe(path):
 def parse_train(args, command="train"):
     "The `RunConfig` and the other options of a training command"
     from diffusion_lm.core import UserError, find_run
-    from diffusion_lm.trainer import SECTIONS, RunConfig
+    from diffusion_lm.run import SECTIONS, RunConfig
     recipe, parser, args = _value(args, "--config"), _train_parser(command), list(args)
     if recipe is not None:
         i = next(i for i, a in enumerate(args) if a == "--config" or a.startswith("--config="))
@@ -111,7 +111,7 @@ def parse_train(args, command="train"):
 def train_command(args, command="train"):
     "dlm train"
     from diffusion_lm.core import UserError, read_json
-    from diffusion_lm.trainer import figures_table, train
+    from diffusion_lm.run import figures_table, train
     cfg, o = parse_train(args, command)
     run = train(cfg, o["name"], o["out"] or None, o["resume"], o["overwrite"])
     if os.environ.get("RANK", "0") != "0": return # of several processes, one speaks
@@ -191,7 +191,7 @@ def eval_command(args):
     from diffusion_lm.data import read_utf8, token_store, load_corpus
     from diffusion_lm.metrics import Estimate
     from diffusion_lm.models import n_params
-    from diffusion_lm.trainer import load_config, test_figures
+    from diffusion_lm.run import load_config, test_figures
     p = _parser("eval", "Score the run's own test text, or a file.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
     p.add_argument("--file", type=str, default="", help="a UTF-8 text file to score instead of the run's test side")

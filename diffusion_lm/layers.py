@@ -195,19 +195,22 @@ class Block(nn.Module):
 class _LinearNLL(torch.autograd.Function):
     "Cross entropy of `h @ w.T`, with its gradient formed in the forward pass"
     @staticmethod
-    def forward(ctx, h, w, y, never):
+    def forward(ctx, h, w, y, never, smoothing):
         g = h @ w.to(h.dtype).t() # logits (n,V), soon their gradient
         n, V = g.shape
         rows = max(1, (1 << (20 if g.device.type == "cpu" else 25))//V) # as many as stay in the cache
         wide = torch.float64 if g.dtype == torch.float64 else torch.float32
-        nll, buffer, never = torch.empty(n, dtype=wide, device=g.device), torch.empty(min(rows, n), V, dtype=wide, device=g.device), never.nonzero()[:, 0]
+        nll, buffer = torch.empty(n, dtype=wide, device=g.device), torch.empty(min(rows, n), V, dtype=wide, device=g.device)
+        target, never = (~never).to(wide)*smoothing/(~never).sum(), never.nonzero()[:, 0] # what smoothing adds to one-hot
         for i in range(0, n, rows):
             part, t = g[i:i + rows], y[i:i + rows, None]
             z = buffer[:len(part)].copy_(part).index_fill_(1, never, -torch.inf)
             top, true = z.amax(1, keepdim=True), z.gather(1, t)
+            if smoothing: true = (1 - smoothing)*true + (part.to(wide) @ target)[:, None]
             total = z.sub_(top).exp_().sum(1, keepdim=True)
             nll[i:i + rows] = (top + total.log() - true)[:, 0]
-            part.copy_(z.mul_(1/total).scatter_add_(1, t, torch.full_like(true, -1.)))
+            z.mul_(1/total).scatter_add_(1, t, torch.full_like(true, smoothing - 1.))
+            part.copy_(z.sub_(target) if smoothing else z)
         ctx.save_for_backward(h, w, g)
         return nll
 
@@ -215,11 +218,12 @@ class _LinearNLL(torch.autograd.Function):
     def backward(ctx, weight):
         h, w, g = ctx.saved_tensors
         weight = weight[:, None].to(h.dtype)
-        return weight*(g @ w.to(h.dtype)), (g.t() @ (weight*h)).to(w.dtype), None, None
+        return weight*(g @ w.to(h.dtype)), (g.t() @ (weight*h)).to(w.dtype), None, None, None
 
 def linear_nll(h,     # hidden states (n,d)
                w,     # vocabulary matrix (V,d)
                y,     # true tokens (n,)
-               never): # tokens that cannot occur (V,), bool
+               never,  # tokens that cannot occur (V,), bool
+               smoothing=0.): # this share of the target goes to all tokens alike
     "Negative log-likelihood (n,) of `y` under softmax(h @ w.T), at least in float32"
-    return _LinearNLL.apply(h, w, y, never)
+    return _LinearNLL.apply(h, w, y, never, smoothing)

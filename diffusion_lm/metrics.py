@@ -107,6 +107,7 @@ def evaluate(model, tok, tokens,  # tokens (n,) of the documents, and their boun
            "perplexity": bootstrap_ratio(nat, ntok, "perplexity", f=lambda r: math.exp(min(r, 700.)), **kw),
            "bits_per_byte": bootstrap_ratio(nat, nbyte, "bits/byte", f=lambda r: r/math.log(2), **kw)}
     out = {k: asdict(e) for k, e in out.items()} | {"tokens_scored": int(ntok.sum()), "bytes_scored": int(nbyte.sum())}
+    if by_document and len(nat) <= 200: out["by_document"] = {"nats": [round(float(v), 3) for v in nat], "bytes": nbyte.astype(int).tolist()} # for paired comparisons
     if model.causal: return out
     mc = nats.sum(1).std(-1, ddof=1)/nats.shape[-1]**.5 if nats.shape[-1] > 1 else np.full(len(x), np.nan) # a window's standard error
     return out | {"draws": draws, "monte_carlo_error": float((mc**2).sum()**.5/nbyte.sum()/math.log(2)),

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .core import UserError, atomic, digest_of, unknown
 from .layers import Block, RMSNorm, TimeEmbedding, linear_nll, rope_table
@@ -71,6 +72,7 @@ class BaselineDreamModel(nn.Module):
         self.blocks = nn.ModuleList(Block(c.width, c.heads, c.dropout, c.time_conditioning) for _ in range(c.layers))
         self.norm = RMSNorm(c.width)
         self.time = TimeEmbedding(c.width) if c.time_conditioning else None
+        self.checkpointing, self.compiled = False, None # how to train: recompute the blocks in the backward pass; compile them
         self.register_buffer("never", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.never[list(specials[:3])] = True
         self.apply(self._init)
@@ -92,9 +94,10 @@ class BaselineDreamModel(nn.Module):
         rot = [r.to(h.dtype) for r in rope_table(pos, self.config.width//self.config.heads)]
         if mask is not None and mask.ndim == 2: mask = mask[:, None, None] # (b,s): which keys are real
         cond = None if self.time is None else self.time(torch.zeros(len(x), device=x.device) if t is None else t)
-        new = []
-        for block, c in zip(self.blocks, cache or [None]*len(self.blocks)):
-            h, kv = block(h, rot, mask, self.causal, c, cond)
+        new, training = [], torch.is_grad_enabled()
+        for block, c in zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks)):
+            if self.checkpointing and training: h, kv = checkpoint(block, h, rot, mask, self.causal, c, cond, use_reentrant=False)
+            else: h, kv = block(h, rot, mask, self.causal, c, cond)
             new.append(kv)
         return self.norm(h), State(cache=new)
 
@@ -102,9 +105,9 @@ class BaselineDreamModel(nn.Module):
         "Logits (…,vocab), -inf at [PAD], [MASK] and [BOS]"
         return F.linear(h, self.embed.weight.to(h.dtype)).masked_fill(self.never, -torch.inf)
 
-    def nll(self, h, y): # (n,d), (n,)
+    def nll(self, h, y, smoothing=0.): # (n,d), (n,)
         "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
-        return linear_nll(h, self.embed.weight, y, self.never)
+        return linear_nll(h, self.embed.weight, y, self.never, smoothing)
 
     def forward(self, x, t=None, **kw): return self.head(self.features(x, t, **kw)[0])
 

@@ -47,29 +47,34 @@ class ToyLanguage(nn.Module):
 # %% ../nbs/04_objective.ipynb #0010
 _CHUNK = 1 << 28 # logits held at once: 512 MB in bfloat16
 
-def _nll(model, h, y):
+def _nll(model, h, y, smoothing=0.):
     "Negative log-likelihood (n,), in float32 at least"
-    if hasattr(model, "nll"): return model.nll(h, y)
+    if hasattr(model, "nll"): return model.nll(h, y, smoothing)
     logits = model.head(h)
-    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="none")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = F.cross_entropy(logits, y, reduction="none")
+    if not smoothing: return nll
+    logp, can = logits.log_softmax(-1), logits > -torch.inf
+    return (1 - smoothing)*nll - smoothing*logp.masked_fill(~can, 0).sum(-1)/can.sum(-1)
 
-def token_nll(model, h, y): # hidden states (n,d) and their true tokens (n,)
+def token_nll(model, h, y, smoothing=0.): # hidden states (n,d), their true tokens (n,), label smoothing
     "Negative log-likelihood (n,) in nats, without ever holding more than a chunk of logits"
     rows = max(1, _CHUNK//model.vocab_size)
-    if len(h) <= rows: return _nll(model, h, y)
-    return torch.cat([checkpoint(_nll, model, a, b, use_reentrant=False) for a, b in zip(h.split(rows), y.split(rows))])
+    if len(h) <= rows: return _nll(model, h, y, smoothing)
+    return torch.cat([checkpoint(_nll, model, a, b, smoothing, use_reentrant=False) for a, b in zip(h.split(rows), y.split(rows))])
 
 def masked_nll(model, x, masked, # clean tokens (b,l), which of them are hidden (b,l)
-               t=None):          # times (b,), for models that want them
+               t=None,           # times (b,), for models that want them
+               smoothing=0.):    # of the labels: training only
     "Negative log-likelihood (n,) of the masked tokens, in the order of `masked.nonzero()`"
     h, _ = model.features(torch.where(masked, model.mask, x), t, mask=_real(model, x))
-    return token_nll(model, h[masked], x[masked])
+    return token_nll(model, h[masked], x[masked], smoothing)
 
-def ar_nll(model, x): # tokens (b,l)
+def ar_nll(model, x, smoothing=0.): # tokens (b,l)
     "Negative log-likelihood (n,) of all real tokens, from left to right; the input is [BOS] + x[:-1]"
     h, _ = model.features(torch.cat([torch.full_like(x[:, :1], model.bos), x[:, :-1]], 1))
     real = x != model.pad
-    return token_nll(model, h[real], x[real])
+    return token_nll(model, h[real], x[real], smoothing)
 
 def _real(model, x):
     "Which keys may be attended to; None if all are real, which is faster"
@@ -86,22 +91,23 @@ class NoiseConfig:
     power: float = 2.         # exponent of the polynomial schedule
     low: float = .3           # smallest masked share of the clipped schedule
     high: float = .8          # largest masked share of the clipped schedule
+    progress: str = "none"    # narrow the masked shares while training: linear, random or adaptive (then the loss is no bound)
     blocks: int = 1           # masking ratios in a sequence: 1, or one for each of so many blocks
 
     def make(self): return make_schedule(self.schedule, self.power, self.low, self.high)
 
 class Objective(nn.Module):
     "A model with its training loss: `forward` takes a batch and returns the loss"
-    def __init__(self, model, name="nelbo-count", noise=NoiseConfig()):
+    def __init__(self, model, name="nelbo-count", noise=NoiseConfig(), smoothing=0.):
         super().__init__()
         if name not in OBJECTIVES: raise unknown("objective", name, OBJECTIVES)
         if model.causal != (name == "ar"): raise UserError(f"objective {name} needs a {'causal' if name == 'ar' else 'bidirectional'} model")
-        self.model, self.name, self.noise, self.schedule = model, name, noise, noise.make()
+        self.model, self.name, self.noise, self.schedule, self.smoothing = model, name, noise, noise.make(), smoothing
 
     @property
     def is_bound(self):
         "Is the expected loss an upper bound on the negative log-likelihood per token?"
-        return self.noise.blocks == 1 and (self.name in ("ar", "nelbo-count") or self.name == "nelbo" and self.schedule.proper)
+        return self.noise.blocks == 1 and self.noise.progress == "none" and not self.smoothing and (self.name in ("ar", "nelbo-count") or self.name == "nelbo" and self.schedule.proper)
 
     def corrupt(self, x, t, u): # tokens (b,l), times (b,blocks), uniforms (b,l)
         "What is masked (b,l), and the weight of each position (b,l)"
@@ -119,7 +125,7 @@ class Objective(nn.Module):
 
     def forward(self, x, t, u):
         "Loss in nats per real token"
-        if self.name == "ar": return ar_nll(self.model, x).sum()/(x != self.model.pad).sum()
+        if self.name == "ar": return ar_nll(self.model, x, self.smoothing).sum()/(x != self.model.pad).sum()
         masked, w = self.corrupt(x, t, u)
-        nll = masked_nll(self.model, x, masked, t.mean(-1))
+        nll = masked_nll(self.model, x, masked, t.mean(-1), self.smoothing)
         return (nll*w[masked]).sum()/(x != self.model.pad).sum()

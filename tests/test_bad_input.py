@@ -153,7 +153,7 @@ def test_bad_recipe(refused, tmp_path, text, why):
 BAD_VALUES = [ # .nan and .inf are YAML's, and the command line's, way to write them
     ("model.width", 0), ("model.width", -64), ("model.width", 10**9), ("model.heads", 0), ("model.heads", 3), ("model.layers", 0),
     ("model.length", 0), ("model.length", -1), ("model.dropout", 1), ("model.dropout", -.1), ("model.dropout", ".nan"),
-    ("trainer.steps", 0), ("trainer.steps", -5), ("trainer.batch", 0), ("trainer.batch", -8), ("trainer.accumulate", 0), ("trainer.accumulate", 5),
+    ("trainer.steps", 0), ("trainer.steps", -5), ("trainer.batch", 0), ("trainer.batch", -8), ("trainer.micro_batch", 0), ("trainer.micro_batch", -1), ("trainer.max_skips", 0), ("trainer.early_stop", 0), ("trainer.label_smoothing", 1),
     ("trainer.lr", 0), ("trainer.lr", -1), ("trainer.lr", ".nan"), ("trainer.lr", ".inf"),
     ("trainer.weight_decay", -1), ("trainer.weight_decay", ".nan"), ("trainer.weight_decay", ".inf"),
     ("trainer.warmup", 2), ("trainer.warmup", ".nan"), ("trainer.decay", -1), ("trainer.ema", 1), ("trainer.ema", -.5), ("trainer.ema", ".nan"),
@@ -175,7 +175,7 @@ def test_impossible_number(refused, recipe, key, value):
 
 @pytest.mark.parametrize("key, value, near", [
     ("model.preset", "tinny", "tiny"), ("objective", "nelbo-cnt", "nelbo-count"), ("noise.schedule", "cosin", "cosine"), ("samples.sampler", "ancestor", "ancestral"),
-    ("trainer.optimizer", "muonn", "muon"), ("trainer.dtype", "float23", "float32"), ("trainer.device", "cudaa", "cuda"), ("tokenizer.kind", "words", "word"),
+    ("trainer.optimizer", "muonn", "muon"), ("trainer.lr_schedule", "cosin", "cosine"), ("trainer.tracker", "wandbb", "wandb"), ("noise.progress", "liner", "linear"), ("trainer.dtype", "float23", "float32"), ("trainer.device", "cudaa", "cuda"), ("tokenizer.kind", "words", "word"),
 ])
 def test_unknown_name(refused, recipe, key, value, near):
     line = refused("train", "--config", recipe, f"--{key}", value, notes=NOTES if key == "tokenizer.kind" else ())

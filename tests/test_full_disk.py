@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import tree
-from diffusion_lm import core, trainer
+from diffusion_lm import core, run, trainer
 from diffusion_lm.core import damage
 from diffusion_lm.models import load_weights
 from diffusion_lm.trainer import steps_of

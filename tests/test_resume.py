@@ -102,7 +102,7 @@ def test_interrupted_while_it_is_scored(dlm, home, recipe, tiny_home, monkeypatc
     "All steps are done and saved; the report is not yet written"
     with monkeypatch.context() as m:
         def stop(*args, **kw): raise KeyboardInterrupt
-        m.setattr("diffusion_lm.trainer.test_figures", stop)
+        m.setattr("diffusion_lm.run.test_figures", stop)
         status, out, err = dlm("train", "--config", recipe)
     assert status == 130 and "dlm train --name tiny --resume" in err.splitlines()[-1]
     status, out, err = dlm("train", "--name", "tiny", "--resume")
@@ -184,7 +184,7 @@ def test_ema_resumes_too(dlm, home, recipe):
     status, out, err = dlm("train", "--name", "b", "--resume")
     assert status == 0, err
     same_run(home/"checkpoints"/"a", home/"checkpoints"/"b")
-    assert json.loads((home/"checkpoints"/"a"/"summary.json").read_text())["weights"] == "ema"
+    assert json.loads((home/"checkpoints"/"a"/"summary.json").read_text())["weights"] == "last ema"
 
 # ---- what a run leaves ----
 
