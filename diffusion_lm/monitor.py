@@ -59,9 +59,9 @@ class Norms(Callback):
         groups, stats = layer_groups(learn.model), []
         for k, ps in groups.items():
             ps = [p.detach() for p in ps]
-            biggest = _norm(ps, math.inf)
-            update = _norm([a - b for a, b in zip(ps, self.before[k])])/_norm(self.before[k]) if self.before else biggest*math.nan
-            stats.append(torch.stack([_norm(ps), biggest, update]))
+            size, biggest = _norm(ps), _norm(ps, math.inf)
+            update = _norm([a - b for a, b in zip(ps, self.before[k])])/_norm(self.before[k]) if self.before else size*math.nan
+            stats.append(torch.stack([size, biggest, update]))
         norms = {k: {"grad": g, "weight": w, "rms": w/sum(p.numel() for p in groups[k])**.5, "max": m, "update": u}
                  for k, g, (w, m, u) in zip(groups, self.grads if self.before else [None]*len(groups), torch.stack(stats).tolist())}
         self.before = None # the copy is as large as the model
@@ -109,8 +109,7 @@ def _terms(model, objective, x, g):
     return c.sum(1)
 
 def essential(model, objective, # the model to look at, and the `Objective` that it is trained with
-              x,                # windows (b,l)
-              draws=4, seed=0, dtype=torch.float32):
+              x, draws=4, seed=0, dtype=torch.float32): # windows (b,l), and passes over them
     "Masked accuracy, overall and by corruption level, and the effectiveness of the objective's weighting"
     with _looking(model, x, dtype) as x:
         nats, (hits, asked) = score_windows(model, x, draws, seed=seed, dtype=dtype)
@@ -127,17 +126,15 @@ def watch_attention(model, see): # see(name, p, ok, first): probabilities and al
     "Within this context `see` is shown the probabilities of every call of an `Attention` of `model`"
     def hook(name):
         def f(m, args, kw, out):
-            bound = inspect.signature(m.forward).bind(*args, **kw)
-            bound.apply_defaults()
-            a, k = bound.arguments, out[1][0]
+            call = inspect.signature(m.forward).bind(*args, **kw); call.apply_defaults()
+            a, k = call.arguments, out[1][0]
             q = m.project(a["x"], a["memory"])[0]
             if a["rot"] is not None: q = rope(q, *a["rot"])
             l, s = q.shape[1], k.shape[1]
             ok = torch.ones(l, s, dtype=torch.bool, device=q.device)
             if a["causal"]: ok = ok.tril(s - l)
             if a["mask"] is not None: ok = ok & a["mask"]
-            logits = torch.einsum("blhd,bshd->bhls", q, k).float()*q.shape[-1]**-.5
-            p = logits.masked_fill(~ok, -torch.inf).softmax(-1)
+            p = (torch.einsum("blhd,bshd->bhls", q, k).float()*q.shape[-1]**-.5).masked_fill(~ok, -torch.inf).softmax(-1)
             see(name, p, ok.expand_as(p), s - l if a["memory"] is None else s)
         return f
     hooks = [m.register_forward_hook(hook(n), with_kwargs=True) for n, m in model.named_modules() if isinstance(m, Attention)]
@@ -164,7 +161,7 @@ def important(model, x, # windows (b,l)
             with watch_attention(model, see): logp, y = _guess(model, xb, mb)
             top, guess = logp.max(-1)
             sure.append(top.exp()); right.append((guess == y).float())
-        sure, right = float(torch.cat(sure).mean()), float(torch.cat(right).mean())
+        sure, right = (float(torch.cat(z).mean()) for z in (sure, right))
         out = {"confidence": sure, "overconfidence": sure - right}
         if layers:
             sums = torch.stack(list(layers.values())).T.double().cpu().numpy()
@@ -179,19 +176,16 @@ def frequency_bias(true, said, # true counts and summed probabilities of each to
     "KL of the bands' true shares to the predicted ones, and predicted minus true share of each, frequent tokens first"
     true, said, counts = (torch.as_tensor(z, dtype=torch.float64) for z in (true, said, counts))
     order = counts.argsort(descending=True, stable=True)
-    before = (counts[order].cumsum(0) - counts[order])/counts.sum() # a token belongs to the band in which it begins
-    band = (before*bands).long().clamp(max=bands - 1)
+    band = ((counts[order].cumsum(0) - counts[order])/counts.sum()*bands).long().clamp(max=bands - 1) # the one in which a token begins
     a, b = (torch.bincount(band, z[order]/z.sum(), minlength=bands) for z in (true, said))
     return {"frequency_kl": float((a*(a/b).log())[a > 0].sum()), "frequency_bias": (b - a).tolist()}
 
 # %% ../nbs/14a_monitor.ipynb #002a
-def agreement(model, x,  # windows (b,l); only their shape and padding matter
-              steps=16, sampler="ancestral", seed=0):
+def agreement(model, x, steps=16, sampler="ancestral", seed=0): # of the windows x (b,l) only shape and padding matter
     "Share of tokens already as in the final text, from before the first step to after the last (steps+1,)"
     x = x.cpu() if x.device.type == "mps" else x # the loop draws in float64
     start = x.masked_fill(x != model.pad, model.mask)
-    frames = [start, *(f.x for f in denoise(model, start, sampler, steps, seed=seed))]
-    out = []
+    frames, out = [start, *(f.x for f in denoise(model, start, sampler, steps, seed=seed))], []
     for x_t in frames:
         guess, masked = x_t.clone(), x_t == model.mask
         if masked.any(): guess[masked] = _guess(model, x_t, masked)[0].argmax(-1).to(x.device)
@@ -237,7 +231,7 @@ class MonitorConfig:
         return self
 
 class Monitor(Callback):
-    "Write the tiers of `cfg` to the log, each at its interval, always on the same windows of the validation side"
+    "Write the tiers of `cfg` to the log, each at its interval, always on the same validation windows and masks"
     order = 15
     def __init__(self, store, tok, log, cfg, windows=8, seed=0):
         self.store, self.tok, self.log, self.cfg, self.windows, self.seed = store, tok, Path(log), cfg.check(), windows, seed
@@ -285,11 +279,11 @@ def plot_norms(run): # the folder of a run
     "Draw gradient norm, rms of the weights and relative update of each layer group into `norms.png`"
     rows, = _records(run, "norms")
     lines = lambda k: {g: [r[g][k] for r in rows.values()] for g in next(iter(rows.values()))}
-    titles = {"grad": "gradient norm", "rms": "rms of the weights", "update": "relative update"}
-    _plot(Path(run)/"norms.png", [(t, list(rows), lines(k), dict(xlabel="step", yscale="log")) for k, t in titles.items()])
+    _plot(Path(run)/"norms.png", [(title, list(rows), lines(k), dict(xlabel="step", yscale="log")) for k, title in
+                                  (("grad", "gradient norm"), ("rms", "rms of the weights"), ("update", "relative update"))])
 
 def plot_monitor(run): # the folder of a run
-    "Draw accuracies, attention entropies and denoising convergence, as far as there are any, into `monitor.png`"
+    "Draw accuracies, attention entropies and denoising convergence, where the log has any, into `monitor.png`"
     e, i, a = _records(run, "essential", "important", "advanced")
     accuracy = [{"all": r["accuracy"]} | r["accuracy_by_level"] for r in e.values()]
     entropy = zip(*(r.get("attention_entropy", []) for r in i.values()))
