@@ -243,6 +243,7 @@ def _bench_options(args):
     o = _parse(p, args)
     if o["what"] not in BENCHES: raise unknown("benchmark", o["what"], BENCHES)
     if o["length"] < 0 or _value(args, "--length") and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
+    if not 0 < o["minutes"] < float("inf"): raise UserError(f"minutes must be above 0 and finite, got {o['minutes']:g}")
     return o
 
 def bench_command(args):
