@@ -15,7 +15,7 @@ from typing import Optional
 import numpy as np, torch
 from torch import nn
 
-from .core import UserError, append_jsonl, atomic, autocast, read_jsonl, rng
+from .core import UserError, atomic, autocast, read_jsonl, rng
 from .data import eval_windows
 from .layers import Attention, rope
 from .metrics import LEVELS, score_windows
@@ -46,7 +46,7 @@ def _norm(tensors, kind=2.):
 
 class Norms(Callback):
     "Write gradient norm, weight statistics and relative update of each layer group to the log"
-    def __init__(self, log, every=None): self.log, self.every, self.before = Path(log), every, None
+    def __init__(self, every=None): self.every, self.before = every, None
 
     def after_backward(self, learn):
         if not _due(self.every, learn.step + 1, learn): return
@@ -65,7 +65,7 @@ class Norms(Callback):
         norms = {k: {"grad": g, "weight": w, "rms": w/sum(p.numel() for p in groups[k])**.5, "max": m, "update": u}
                  for k, g, (w, m, u) in zip(groups, self.grads if self.before else [None]*len(groups), torch.stack(stats).tolist())}
         self.before = None # the copy is as large as the model
-        if learn.acc.is_main_process: append_jsonl(self.log, {"step": learn.step, "norms": norms})
+        learn.note(norms=norms)
 
 # %% ../nbs/14a_monitor.ipynb #000d
 @contextlib.contextmanager
@@ -233,8 +233,8 @@ class MonitorConfig:
 class Monitor(Callback):
     "Write the tiers of `cfg` to the log, each at its interval, always on the same validation windows and masks"
     order = 15
-    def __init__(self, store, tok, log, cfg, windows=8, seed=0):
-        self.store, self.tok, self.log, self.cfg, self.windows, self.seed = store, tok, Path(log), cfg.check(), windows, seed
+    def __init__(self, store, tok, cfg, windows=8, seed=0):
+        self.store, self.tok, self.cfg, self.windows, self.seed = store, tok, cfg.check(), windows, seed
 
     def before_fit(self, learn):
         if not (self.cfg.essential or self.cfg.important or self.cfg.advanced): return
@@ -250,10 +250,10 @@ class Monitor(Callback):
         if not due: return
         model, kw = learn.best_model, dict(seed=self.seed, dtype=learn.dtype) # if the weights are sharded, every process must ask for it
         if not learn.acc.is_main_process: return
-        measure = {"essential": lambda: essential(model, learn.acc.unwrap_model(learn.objective), self.x, **kw),
+        measure = {"essential": lambda: essential(model, learn.raw, self.x, **kw),
                    "important": lambda: important(model, self.x, **kw),
                    "advanced": lambda: advanced(model, self.x, self.counts, **kw)}
-        append_jsonl(self.log, {"step": learn.step} | {k: measure[k]() for k in due})
+        learn.note(**{k: measure[k]() for k in due})
 
 # %% ../nbs/14a_monitor.ipynb #0040
 def _plot(path, panels):
