@@ -69,6 +69,7 @@ def _train_parser(command="train"):
     p.add_argument("--out", type=str, default="", help="folder of runs (default: checkpoints)")
     p.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
     p.add_argument("--overwrite", action="store_true", help="replace a run of this name")
+    p.add_argument("--memory-efficient", dest="memory_efficient", action="store_true", help="recompute the blocks in the backward pass, one sequence at a time (or trainer.micro_batch)")
     p.add_argument("--json", action="store_true", help="print summary.json")
     p.add_class_arguments(RunConfig)
     return p
@@ -106,6 +107,7 @@ def parse_train(args, command="train"):
     stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) if recipe else "run"
     options = {k: d.pop(k) for k in ("name", "out", "resume", "overwrite", "json")} | {"recipe": recipe}
     d.pop("config", None)
+    if d.pop("memory_efficient"): d["trainer"] |= {"checkpointing": True, "micro_batch": d["trainer"]["micro_batch"] or 1}
     return RunConfig(**{k: SECTIONS[k](**v) if k in SECTIONS else v for k, v in d.items()}), {**options, "name": stem if _value(args, "--name") is None else options["name"]}
 
 # %% ../nbs/21_cli.ipynb #000e
@@ -201,6 +203,7 @@ def eval_command(args):
     _common(p)
     o = _parse(p, args)
     if o["draws"] < 1: raise UserError(f"--draws must be at least 1, got {o['draws']}")
+    if o["file"] and o["max_tokens"]: raise UserError("--max-tokens goes with the run's own test text; a file is scored whole")
     if o["max_tokens"] < 0: raise UserError(f"--max-tokens must not be negative, got {o['max_tokens']}")
     text = read_utf8(o["file"]) if o["file"] else None
     lm, start = _load(o), time.perf_counter()
