@@ -223,7 +223,7 @@ def eval_command(args):
     print(f"{out['tokens']:,} tokens in {seconds:.1f} s on {out['device']} in {out['dtype']}")
 
 # %% ../nbs/21_cli.ipynb #1001
-BENCHES = {"train": "a training step, turn by turn with x-transformers'"}
+BENCHES = {"train": "a training step, turn by turn with x-transformers'", "overhead": "where the time of the training loop goes", "memory": "what each way to save memory saves and costs"}
 
 def _bench_options(args):
     "The options of `dlm bench`"
@@ -240,8 +240,7 @@ def _bench_options(args):
     p.add_argument("--compile", action="store_true", help="our step with compiled blocks, too")
     p.add_argument("--no-peer", dest="no_peer", action="store_true", help="without x-transformers")
     p.add_argument("--all-dtypes", dest="all_dtypes", action="store_true", help="x-transformers in bfloat16 even where the hardware only emulates it")
-    p.add_argument("--overhead", action="store_true", help="instead: where the time of the training loop goes")
-    p.add_argument("--minutes", type=float, default=1., help="how long the run for --overhead trains")
+    p.add_argument("--minutes", type=float, default=1., help="overhead: how long to train")
     p.add_argument("--json", action="store_true", help="machine-readable results")
     o = _parse(p, args)
     if o["what"] not in BENCHES: raise unknown("benchmark", o["what"], BENCHES)
@@ -250,13 +249,18 @@ def _bench_options(args):
     return o
 
 def bench_command(args):
-    "dlm bench train"
+    "dlm bench WHAT"
     o = _bench_options(args)
-    from diffusion_lm.bench import bench_table, bench_train, overhead, overhead_table, verdicts
+    from diffusion_lm.bench import bench_memory, bench_table, bench_train, memory_table, overhead, overhead_table, verdicts
     from diffusion_lm.core import to_json
     from diffusion_lm.models import ModelConfig
     say = lambda s: print(s, file=sys.stderr, flush=True)
-    if o["overhead"]:
+    if o["what"] == "memory":
+        r = bench_memory(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["device"], say)
+        if o["json"]: return print(to_json(r))
+        print(f"{r['machine']}, {r['device']}; {r['layers']}×{r['width']}, vocabulary {r['vocab']:,}, batch {r['batch']}×{r['length']}, AdamW\n")
+        return print("\n".join(_table(memory_table(r))))
+    if o["what"] == "overhead":
         say(f"training for {o['minutes']:g} min")
         r = overhead(o["minutes"])
         if o["json"]: return print(to_json(r))
