@@ -48,7 +48,7 @@ def test_peer_not_wanted(home):
     (["train", "--batchs", 3], "did you mean '--batch'"), (["train", "--batch", "many"], "batch must be a whole number"), (["train", "--batch", 0], "batch must be between 1"),
     (["train", "--rounds", 0], "rounds must be between 1"), (["train", "--vocab", 5], "vocab must be between 6"), (["train", "--vocab", 1 << 25], "vocab must be between"),
     (["train", "--length", 0], "length must be at least 1"), (["train", "--length", -3], "length must be at least 1"), (["train", "--preset", "smal"], "did you mean 'small'"),
-    (["train", "--dtype", "float16"], "unknown dtype"), (["train", "--device", "tpu"], "unknown device"), (["overhead", "--minutes", 0], "minutes must be above 0"),
+    (["train", "--dtype", "float61"], "unknown dtype"), (["train", "--device", "tpu"], "unknown device"), (["overhead", "--minutes", 0], "minutes must be above 0"),
 ])
 def test_bad_options(refused, args, why): assert why in refused("bench", *args)
 
