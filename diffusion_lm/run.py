@@ -113,7 +113,8 @@ def train(cfg,                 # `RunConfig`
           resume=False,        # go on from its newest whole checkpoint
           overwrite=False,     # replace a run of this name
           quiet=False,         # no progress on stderr
-          callbacks=()):       # more callbacks for the loop
+          callbacks=(),        # more callbacks for the loop
+          make=build):         # makes the objective, with its model, from (cfg, tok)
     "Train a model as `cfg` says and write its run folder; returns the folder"
     say = (lambda s: None) if quiet or os.environ.get("RANK", "0") != "0" else (lambda s: print(s, file=sys.stderr, flush=True)) # one process speaks
     run, cfg = claim(name, out, resume, overwrite), _check(cfg)
@@ -125,7 +126,7 @@ def train(cfg,                 # `RunConfig`
     if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
     cfg = _check(cfg, tok)
     loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.noise.blocks)
-    objective, device = build(cfg, tok), pick_device(cfg.trainer.device)
+    objective, device = make(cfg, tok), pick_device(cfg.trainer.device)
     if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))
     log, calls = run/"log.jsonl", [EMA(), Log(run/"log.jsonl", quiet), Validate(store, tok), Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *callbacks]

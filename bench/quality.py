@@ -1,0 +1,96 @@
+"""Quality per minute: the runs behind the results page of that name, at equal CPU time.
+
+    python bench/quality.py costs            CPU seconds of a step of each kind, interleaved in one process → bench/quality_costs.json
+    python bench/quality.py list             the arms, and which of them are there
+    python bench/quality.py train [NAME …]   train those that are missing (about 8 minutes each on one core), one after another
+
+An arm's number of steps is fixed beforehand: the budget in CPU seconds over the cost of its step. So it does not matter how busy the machine is
+while an arm trains, and the learning-rate schedule of every arm ends where its time does.
+"""
+import json, statistics, sys, time
+from pathlib import Path
+
+import torch
+
+from diffusion_lm.cli import parse_train
+from diffusion_lm.core import UserError, keep_memory, runs_dir, seed_everything, write_json
+from diffusion_lm.models import BaselineDreamModel, ModelConfig
+from diffusion_lm.objective import Objective
+from diffusion_lm.trainer import TrainConfig, make_optimizers
+
+COSTS = Path(__file__).with_name("quality_costs.json")
+BUDGET = 479 # CPU seconds: 4 minutes of two cores
+PREFIX = "qpm-"
+
+def peer(cfg, tok):
+    "x-transformers' denoiser and wrapper, for `train(make=…)`"
+    from diffusion_lm.bench import XObjective, XTransformer
+    seed_everything(cfg.seed)
+    return XObjective(XTransformer(cfg.model, len(tok), tok.specials))
+
+KINDS = { # what differs from the demo's recipe
+    "muon": {}, "cosine": {"trainer.lr_schedule": "cosine"}, "nelbo": {"objective": "nelbo"}, "ema": {"trainer.ema": .99},
+    "adamw": {"trainer.optimizer": "adamw", "trainer.lr": 1e-3}, "xt": {"trainer.optimizer": "adamw", "trainer.lr": 1e-3}}
+TUNED = {"muon": (2e-3, 5e-3), "adamw": (5e-4, 2e-3), "xt": (2e-3,)} # rates tried beside the recipe's 3e-3 and the 1e-3 above, at seed 0
+
+def costs(rounds=9):
+    "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
+    torch.set_num_threads(1); keep_memory()
+    V, config = 4096, ModelConfig("tiny").resolve()
+    x, t, u = torch.randint(5, V, (32, 128)), torch.linspace(1/32, 1, 32)[:, None], torch.rand(32, 128)
+    def stepper(objective, optimizer, ema=False):
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        opts = make_optimizers(objective.model, TrainConfig(optimizer=optimizer, lr=1e-4))
+        average = AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(.99)) if ema else None
+        def step():
+            objective(x, t, u).backward()
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.)
+            for o in opts: o.step(); o.zero_grad()
+            if average: average.update_parameters(objective.model)
+        return step
+    ours = lambda name="nelbo-count": Objective(BaselineDreamModel(config, V, range(5)), name)
+    from diffusion_lm.bench import XObjective, XTransformer
+    steps = {"muon": stepper(ours(), "muon"), "adamw": stepper(ours(), "adamw"), "nelbo": stepper(ours("nelbo"), "muon"),
+             "ema": stepper(ours(), "muon", True), "xt": stepper(XObjective(XTransformer(config, V, range(5))), "adamw")}
+    seconds = {k: [] for k in steps}
+    for i in range(rounds + 1):
+        for k, step in steps.items():
+            start = time.process_time()
+            step()
+            if i: seconds[k].append(time.process_time() - start)
+    return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["muon"], v))} for k, v in seconds.items()}
+
+def arms():
+    "Name → (kind, options): every kind at seeds 0, 1, 2, and the rates that were tried"
+    cost, out = json.loads(COSTS.read_text()), {}
+    def arm(name, kind, seed, **more):
+        steps = round(BUDGET/cost["muon"]["cpu_seconds"]/cost["muon" if kind == "cosine" else kind]["ratio"])
+        out[PREFIX + name] = kind, {"trainer.steps": steps, "seed": seed, **KINDS[kind], **more}
+    for kind in KINDS:
+        for seed in (0, 1, 2): arm(f"{kind}-s{seed}", kind, seed)
+        for lr in TUNED.get(kind, ()): arm(f"{kind}-lr{lr:g}", kind, 0, **{"trainer.lr": lr})
+    return out
+
+def train(name, kind, options):
+    from diffusion_lm.run import build, train
+    fixed = {"trainer.minutes": "null", "trainer.eval_every": 71, "trainer.sample_every": 10**6, "trainer.save_every": 10**6,
+             "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}
+    args = [a for k, v in {**fixed, **options}.items() for a in (f"--{k}", str(v))]
+    cfg, _ = parse_train(["--config", "demo", *args])
+    train(cfg, name, overwrite=True, make=peer if kind == "xt" else build)
+
+def main(what="list", *names):
+    if what == "costs": return write_json(COSTS, costs())
+    todo = {n: a for n, a in arms().items() if not names or n in names}
+    done = lambda n: (runs_dir()/n/"summary.json").exists()
+    if what == "list":
+        for n, (kind, o) in todo.items(): print(f"{'done' if done(n) else '–':5s}{n:18s}{o}")
+    elif what == "train":
+        torch.set_num_threads(1) # one core: no thread waits for another on a busy machine
+        for n, (kind, o) in todo.items():
+            if not done(n): train(n, kind, o)
+    else: print(__doc__); return 2
+
+if __name__ == "__main__":
+    try: sys.exit(main(*sys.argv[1:]))
+    except UserError as e: sys.exit(f"quality.py: {e}")
