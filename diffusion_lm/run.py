@@ -21,6 +21,7 @@ from .data import DataConfig, Loader, TokenizerConfig, prepare
 from .lm import DiffusionLM
 from .metrics import Estimate, evaluate, yardsticks
 from .models import BaselineDreamModel, ModelConfig, n_params
+from .monitor import Monitor, MonitorConfig, Norms, plot_monitor, plot_norms
 from .objective import NoiseConfig, Objective
 from .sampler import denoise
 from .trainer import EMA, Checkpoint, Diverged, Learner, TrainConfig, steps_of
@@ -36,9 +37,10 @@ class RunConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     trainer: TrainConfig = field(default_factory=TrainConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     seed: int = 0
 
-SECTIONS = dict(data=DataConfig, tokenizer=TokenizerConfig, model=ModelConfig, noise=NoiseConfig, trainer=TrainConfig, samples=SampleConfig)
+SECTIONS = dict(data=DataConfig, tokenizer=TokenizerConfig, model=ModelConfig, noise=NoiseConfig, trainer=TrainConfig, samples=SampleConfig, monitor=MonitorConfig)
 
 def load_config(path):
     "The `RunConfig` in a YAML file; raises `UserError` if it is none"
@@ -70,7 +72,7 @@ def wants_compile(cfg, params, device):
 # %% ../nbs/14c_run.ipynb #000a
 def _check(cfg, tok=None):
     "Refuse what cannot work, before anything is written; once more when the tokenizer is known"
-    cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check())
+    cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     if not 1 <= cfg.noise.blocks <= cfg.model.length or cfg.model.length % cfg.noise.blocks:
         raise UserError(f"noise.blocks {cfg.noise.blocks} must divide model.length {cfg.model.length}")
     small = BaselineDreamModel(replace(cfg.model, width=8, heads=1, layers=1), 8, range(5), cfg.objective == "ar")
@@ -93,7 +95,7 @@ def _same_run(cfg, run):
     flat = lambda d: {f"{k}.{j}" if isinstance(v, dict) else k: w for k, v in asdict(d).items() for j, w in (v.items() if isinstance(v, dict) else [(k, v)])}
     old, new = flat(load_config(run/"config.yaml")), flat(cfg)
     for k in old:
-        if old[k] != new[k] and k.split(".")[-1] not in _MAY_CHANGE and not k.startswith("samples."):
+        if old[k] != new[k] and k.split(".")[-1] not in _MAY_CHANGE and not k.startswith(("samples.", "monitor.")):
             raise UserError(f"{k} was {old[k]} and cannot be {new[k]} on resuming run '{run.name}'; start a new run instead")
 
 def claim(name, out=None, resume=False, overwrite=False):
@@ -127,6 +129,7 @@ def train(cfg,                 # `RunConfig`
     if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))
     log, calls = run/"log.jsonl", [EMA(), Log(run/"log.jsonl", quiet), Validate(store, tok), Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *callbacks]
+    if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
     if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
     if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
     if device.type == "cpu": keep_memory()
@@ -190,6 +193,8 @@ def finish(run, cfg, learn, model, tok, store, quiet=False):
              sampler=cfg.samples.sampler, temperature=cfg.samples.temperature, seed=cfg.seed,
              subtitle=f"{store.meta['corpus']} · {n_params(model)/1e6:.1f}M parameters · {bpb}")
     plot_loss(run)
+    if cfg.monitor.norms: plot_norms(run)
+    if cfg.monitor.essential or cfg.monitor.important or cfg.monitor.advanced: plot_monitor(run)
     write_json(run/"summary.json", summary)
     write_text(run/"report.md", report(run, cfg, summary, records))
 

@@ -159,7 +159,7 @@ class Learner:
         read = lambda s: self.loader.batch(s, self.rank, self.world)
         at, future = self._next
         b = future.result() if at == step else read(step)
-        if self._pool: self._next = step + 1, self._pool.submit(read, step + 1)
+        if self._pool and step + 1 < self.cfg.steps: self._next = step + 1, self._pool.submit(read, step + 1)
         return b.to(self.device)
 
 # %% ../nbs/14_trainer.ipynb #0014

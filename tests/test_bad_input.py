@@ -328,13 +328,14 @@ def test_damaged_data_section(refused, trained):
         path.write_text(yaml.safe_dump(whole | {"data": data}))
         refused("eval", "tiny")
 
-def test_run_without_weights(refused, trained):
+def test_run_without_weights(dlm, refused, trained):
     "It has been started, and has not yet saved anything"
     run = trained/"checkpoints"/"tiny"
     for p in run.iterdir():
         if p.name not in ("config.yaml", "tokenizer.json"): p.unlink() if p.is_file() else shutil.rmtree(p)
     for command in COMMANDS: assert "has not saved a checkpoint" in refused(*command)
-    assert "no whole checkpoint" in refused("train", "--name", "tiny", "--resume", notes=NOTES)
+    status, out, err = dlm("train", "--name", "tiny", "--resume")
+    assert status == 0 and "no checkpoint yet: starting at the first step" in err
 
 @pytest.mark.parametrize("damage", ["tokens cut", "tokens empty", "no docs", "docs cut", "docs no archive", "meta cut", "meta is a list", "no meta", "no tokens"])
 def test_damaged_token_store(dlm, refused, trained, damage):

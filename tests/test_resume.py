@@ -6,7 +6,7 @@ import pytest
 
 from conftest import end_dlm, run_dlm, start_dlm, tree
 from diffusion_lm import cli
-from diffusion_lm.core import damage, read_jsonl
+from diffusion_lm.core import damage, read_jsonl, rng
 from diffusion_lm.trainer import steps_of
 
 RECIPES = ["quick", "quick-ar"]
@@ -118,6 +118,42 @@ def test_killed(quick_home, tmp_path):
     status, out, err = run_dlm(home, "train", "--name", "killed", "--resume", "--trainer.sample_every", 30)
     assert status == 0, err
     same_run(home/"checkpoints"/"quick", home/"checkpoints"/"killed")
+
+def forked(home, *args):
+    "`dlm` in a copy of this process, which has imported everything already: the copy's number"
+    if pid := os.fork(): return pid
+    code = 1
+    try: code = run_dlm(home, *args)[0]
+    finally: os._exit(code)
+
+@posix
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(home, recipe, kills):
+    """One run, killed again and again wherever it happens to be (reading the text, in a step, writing a checkpoint or the report),
+    and resumed each time: the same losses and weights as without, to the last bit"""
+    args = ["--config", recipe, "--trainer.steps", 160, "--trainer.save_every", 2, "--trainer.sample_every", 500, "--trainer.eval_every", 50]
+    begin = time.monotonic()
+    _, status = os.waitpid(forked(home, "train", *args, "--name", "whole"), 0)
+    assert status == 0
+    span, g, run, killed, at = time.monotonic() - begin, rng("kill", kills), home/"checkpoints"/"killed", 0, []
+    while killed < kills:
+        started = (run/"config.yaml").exists()
+        pid = forked(home, "train", *(["--name", "killed", "--resume"] if started else [*args, "--name", "killed"]))
+        time.sleep(span*g.uniform(.02, .5))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status): # it was faster: once more from the beginning
+            assert os.WEXITSTATUS(status) == 0
+            shutil.rmtree(run)
+            continue
+        killed += 1
+        at.append(len(steps_of(run)) and int(steps_of(run)[-1].name[5:]))
+        for p in steps_of(run)[-1:]: assert damage(p) is None
+    print("checkpoints at the kills:", at)
+    assert len(set(at)) > kills//4 # they hit the run in many places
+    status, out, err = run_dlm(home, "train", *(["--name", "killed", "--resume"] if (run/"config.yaml").exists() else [*args, "--name", "killed"]))
+    assert status == 0, err
+    same_run(home/"checkpoints"/"whole", run)
 
 @posix
 def test_interrupted_before_training(home, tmp_path):
