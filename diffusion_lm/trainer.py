@@ -133,13 +133,14 @@ class Learner:
                  loader,          # has `batch(step, rank, world)`
                  cfg,             # `TrainConfig`
                  callbacks=()):
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
         AcceleratorState._reset_state(True) # one learner after another in a notebook, perhaps on another device
         self.cfg, self.loader = cfg.check(), loader
         self.device, self.callbacks = pick_device(cfg.device), sorted(callbacks, key=lambda c: c.order)
         self.dtype = pick_dtype(self.device, cfg.dtype)
-        self.acc = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no") # autocast and scaling are `train_step`'s
+        self.acc = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no", # autocast and scaling are `train_step`'s
+                               kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]) # or DDP holds every gradient twice
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
         if loader.batch_size % self.world: raise UserError(f"trainer.batch {loader.batch_size} must be a multiple of the number of processes, {self.world}")
         self._place(objective)

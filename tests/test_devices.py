@@ -1,15 +1,19 @@
 """Several processes train what one trains, on the CPU with gloo: forked from this process, or started by torchrun and accelerate."""
-import datetime, multiprocessing, os, signal, subprocess, sys, time, traceback
+import datetime, json, multiprocessing, os, re, shlex, signal, subprocess, sys, time, traceback
 from pathlib import Path
 
-import pytest, torch
+import accelerate, pytest, torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from conftest import DLM, run_dlm
 from diffusion_lm.callbacks import Validate
+from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, read_jsonl, seed_everything
 from diffusion_lm.data import DataConfig, Loader, TokenizerConfig, prepare
+from diffusion_lm.layers import Block
 from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
 from diffusion_lm.objective import Objective
 from diffusion_lm.trainer import Callback, Checkpoint, Learner, TrainConfig, steps_of
@@ -140,6 +144,21 @@ def test_sharded_overflow(text, tmp_path):
     a, b = together(run, tmp_path/"pair")
     assert a == b and a[0] == 2**15 and [n == torch.inf for n in a[1]] == [False, True, False]
 
+def test_accelerate_fsdp2(text, tmp_path, monkeypatch):
+    "What `accelerate launch --use_fsdp --fsdp_version 2` prepares trains and saves alike. On a CPU Accelerate ignores its plugin, so here it is put in by hand"
+    class Sharding(accelerate.Accelerator):
+        def __init__(self, **kw):
+            super().__init__(**kw)
+            self.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"])
+    kw = dict(optimizer="adamw", micro_batch=2)
+    with monkeypatch.context() as m:
+        m.setattr("accelerate.Accelerator", Sharding)
+        m.setenv("ACCELERATE_USE_FSDP", "true")
+        sharded = lambda rank: learner(text, **kw).sharded and fit(text, run=tmp_path/"run", stop_at=3, **kw)
+        assert together(sharded, tmp_path/"pair")[0][1][1] == 3
+    same(fit(text, **kw), fit(text, run=tmp_path/"run", resume=True, **kw), slice(3, None))
+
 # ---- the `dlm` command ----
 
 def same_log(a, b):
@@ -210,3 +229,20 @@ def test_launched(recipe, tiny_home, tmp_path, launcher):
     assert p.returncode == 0, p.stderr
     same_run(tiny_home/"checkpoints"/"tiny", tmp_path/"home"/"checkpoints"/"tiny")
     assert p.stdout.count("bits/byte") == 1 and [p.stderr.count(s) for s in ("preparing ", "training Base", "Traceback")] == [1, 1, 0], p.stderr
+
+def test_commands_of_the_page():
+    "The commands in nbs/explanations/scaling.ipynb have options that exist: the launchers' own parsers read them, and dlm's"
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+    page = json.loads((Path(__file__).parents[1]/"nbs"/"explanations"/"scaling.ipynb").read_text(encoding="utf-8"))
+    blocks = re.findall(r"```sh\n(.*?)```", "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown"), re.S)
+    commands = [shlex.split(line.replace("$(which dlm)", "dlm")) for block in blocks for line in block.strip().splitlines()]
+    assert {c[0] for c in commands} == {"dlm", "torchrun", "accelerate"}
+    for launcher, *args in commands:
+        if launcher != "dlm":
+            o = get_args_parser().parse_args(args) if launcher == "torchrun" else launch_command_parser().parse_args(args[1:])
+            assert o.training_script == "dlm"
+            if launcher == "accelerate" and o.use_fsdp: assert (o.fsdp_version, o.fsdp_transformer_layer_cls_to_wrap) == ("2", Block.__name__)
+            args = o.training_script_args
+        assert args[0] == "train"
+        parse_train(args[1:])[0].trainer.check()
