@@ -387,11 +387,16 @@ def main(args=None):
         return print(__version__) or 0
     from diffusion_lm.core import UserError, unknown
     say = lambda s: print(f"dlm: {s}", file=sys.stderr)
+    first = os.environ.get("LOCAL_RANK", "0") == "0" # of the processes that torchrun has started on this machine
     try:
         if args[0] not in COMMANDS: raise unknown("command", args[0], COMMANDS)
         return COMMANDS[args[0]](args[1:]) or 0
-    except UserError as e: say(e); return 2
-    except KeyboardInterrupt as e: say(str(e) or "interrupted"); return 130
+    except UserError as e:
+        if not first: time.sleep(3) # if it is everybody's mistake, the first process has said so by then and the launcher has ended this one
+        say(e); return 2
+    except KeyboardInterrupt as e:
+        if first: say(str(e) or "interrupted")
+        return 130
     except BrokenPipeError: # dlm runs | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
     except SystemExit as e: return e.code

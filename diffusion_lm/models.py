@@ -58,6 +58,8 @@ class State(NamedTuple):
     latent: object = None         # of models that carry their last hidden state along
 
 # %% ../nbs/07_models.ipynb #000c
+def _hidden(block, *args): return block(*args)[0] # not the keys and values: kept until the end, they take four times the memory of `h`
+
 class BaselineDreamModel(nn.Module):
     "Transformer over tokens: a bidirectional denoiser or, with `causal`, an autoregressive model"
     def __init__(self, config,     # `ModelConfig`
@@ -96,10 +98,11 @@ class BaselineDreamModel(nn.Module):
         cond = None if self.time is None else self.time(torch.zeros(len(x), device=x.device) if t is None else t)
         new, training = [], torch.is_grad_enabled()
         for block, c in zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks)):
-            if self.checkpointing and training: h, kv = checkpoint(block, h, rot, mask, self.causal, c, cond, use_reentrant=False)
-            else: h, kv = block(h, rot, mask, self.causal, c, cond)
-            new.append(kv)
-        return self.norm(h), State(cache=new)
+            if self.checkpointing and training: h = checkpoint(_hidden, block, h, rot, mask, self.causal, c, cond, use_reentrant=False)
+            else:
+                h, kv = block(h, rot, mask, self.causal, c, cond)
+                new.append(kv)
+        return self.norm(h), State(cache=new or None)
 
     def head(self, h): # any (…,d)
         "Logits (…,vocab), -inf at [PAD], [MASK] and [BOS]"

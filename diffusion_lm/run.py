@@ -157,8 +157,7 @@ def train(cfg,                 # `RunConfig`
         learn.fit()
         if learn.stop: raise KeyboardInterrupt
         model = learn.best_model # with sharded weights, every process takes part in making it
-        if learn.acc.is_main_process: finish(run, cfg, learn, model, tok, store, quiet)
-        learn.acc.wait_for_everyone()
+        if learn.acc.is_main_process: finish(run, cfg, learn, model, tok, store, quiet) # the others need not wait: scoring may take longer than a process group allows
     except Diverged as e:
         last = [p.name for p in steps_of(run)][-1:]
         raise Diverged(f"{e}; {f'the last good checkpoint is {last[0]}' if last else 'there is no checkpoint yet'}; lower trainer.lr (now {cfg.trainer.lr}) in a new run, or {on}") from None

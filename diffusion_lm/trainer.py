@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'Muon', 'make_optimizers', 'lr_factor', 'Callback', 'D
            'steps_of']
 
 # %% ../nbs/14_trainer.ipynb #0003
-import contextlib, copy, math, os, shutil, signal, sys, time
+import contextlib, copy, math, os, shutil, signal, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +97,7 @@ def make_optimizers(model, cfg, muon=True): # muon=False: AdamW for all, whateve
     rest = [p for _, p in named if id(p) not in ids]
     groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.}]
-    opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=(.9, .95), fused=not any(isinstance(p, DTensor) for p in rest))]
+    opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=(.9, .95), fused=True)]
     if hidden: opts.append(Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return opts
 
@@ -133,14 +133,16 @@ class Learner:
                  loader,          # has `batch(step, rank, world)`
                  cfg,             # `TrainConfig`
                  callbacks=()):
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
         AcceleratorState._reset_state(True) # one learner after another in a notebook, perhaps on another device
         self.cfg, self.loader = cfg.check(), loader
         self.device, self.callbacks = pick_device(cfg.device), sorted(callbacks, key=lambda c: c.order)
         self.dtype = pick_dtype(self.device, cfg.dtype)
-        self.acc = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no") # autocast and scaling are `train_step`'s
+        self.acc = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no", # autocast and scaling are `train_step`'s
+                               kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]) # or DDP holds every gradient twice
         self.rank, self.world = self.acc.process_index, self.acc.num_processes
+        if loader.batch_size % self.world: raise UserError(f"trainer.batch {loader.batch_size} must be a multiple of the number of processes, {self.world}")
         self._place(objective)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.micro = cfg.micro_batch if isinstance(cfg.micro_batch, int) else None
@@ -171,6 +173,7 @@ def _place(self:Learner, objective):
     self.sharded = is_sharded() or str(self.acc.distributed_type).endswith("FSDP")
     if self.sharded and cfg.optimizer == "muon" and self.acc.is_main_process:
         print("Muon needs whole matrices and these are sharded: AdamW steps them instead", file=sys.stderr)
+    if self.sharded: warnings.filterwarnings("ignore", "FSDP2-wrapped module") # about views that a block returns, its keys and values: nobody writes into them
     if self.sharded and cfg.ema: raise UserError("trainer.ema does not go with sharded weights: set it to 0")
     opts = make_optimizers(model, cfg, muon=not self.sharded)
     if is_sharded(): self.objective = objective # by hand, with `fully_shard`
@@ -206,7 +209,7 @@ def _gradients(self:Learner, b):
     parts, loss = self._split(b), 0.
     for i, (x, t, u, share) in enumerate(parts):
         last = i == len(parts) - 1
-        with contextlib.nullcontext() if last else self.acc.no_sync(self.objective):
+        with contextlib.nullcontext() if last or self.sharded else self.acc.no_sync(self.objective): # sharded: a whole gradient might not fit
             with autocast(self.device, self.dtype): part = self.objective(x, t, u)*share
             self.scaler.scale(part).backward()
         loss = loss + part.detach()
@@ -256,6 +259,14 @@ def _halve(self:Learner, rows, error):
 
 # %% ../nbs/14_trainer.ipynb #0016
 @patch
+def _stopped(self:Learner):
+    "Has a signal reached any of the processes? All end after the same step, or they would wait for each other forever"
+    if self.world == 1: return self.stop
+    anyone = bool(self.acc.reduce(torch.tensor(float(self.stop), device=self.device), "sum"))
+    if anyone: self.stop = True # never set back: a signal may come meanwhile
+    return anyone
+
+@patch
 def fit(self:Learner):
     "Train from `self.step` to the end (or `stop_at`)"
     end = min(self.cfg.steps, self.cfg.stop_at or self.cfg.steps)
@@ -264,13 +275,14 @@ def fit(self:Learner):
         for c in self.callbacks: c.before_fit(self)
         self.model.train()
         with _finish_step_on_signal(self):
-            while self.step < end and not self.stop and not self.done:
+            while self.step < end and not self._stopped() and not self.done:
                 start, cpu = time.perf_counter(), time.process_time()
                 self.train_step()
                 self.step += 1
                 self.seconds += time.perf_counter() - start
                 self.cpu_seconds += time.process_time() - cpu
                 for c in self.callbacks: c.after_step(self)
+        self._stopped()
         for c in self.callbacks: c.after_fit(self)
     self._pool, self._next = None, (None, None)
 
