@@ -1,0 +1,76 @@
+"""What makes a training step fast, measured singly: the records behind the results page "Speed".
+
+    python bench/speed.py paid [--json FILE]   each measure on and off, turn by turn in one process (allocator: fresh processes)
+
+The rest of that page comes from `dlm bench train|overhead|memory --json`. Run it with nothing else on the machine.
+"""
+import contextlib, json, statistics, subprocess, sys
+from unittest.mock import patch
+
+import torch
+
+from diffusion_lm import layers, trainer
+from diffusion_lm.bench import AllLogits, clock
+from diffusion_lm.core import autocast, describe_machine, keep_memory, pick_device, pick_dtype, to_json, write_text
+from diffusion_lm.models import BaselineDreamModel, ModelConfig
+from diffusion_lm.objective import Objective
+from diffusion_lm.trainer import TrainConfig, make_optimizers
+
+V, B, CONFIG, DEVICE = 8192, 16, ModelConfig("small"), pick_device()
+DTYPE = pick_dtype(DEVICE)
+
+def stepper(loss=Objective, optimizer="adamw", compile=False, around=contextlib.nullcontext):
+    torch.manual_seed(0)
+    objective = loss(BaselineDreamModel(CONFIG, V, range(5)).to(DEVICE))
+    model, l = objective.model, objective.model.config.length
+    if compile: model.compiled = [torch.compile(b) for b in model.blocks]
+    x, t, u = (z.to(DEVICE) for z in (torch.randint(5, V, (B, l)), torch.linspace(1/B, 1, B)[:, None], torch.rand(B, l)))
+    opts = make_optimizers(model, TrainConfig(optimizer=optimizer, lr=1e-4))
+    def step():
+        with around(), autocast(DEVICE, DTYPE):
+            objective(x, t, u).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        with around():
+            for o in opts: o.step(); o.zero_grad()
+    return step
+
+other_attention = lambda q, k, v, mask=None, causal=False: (layers._attend_plain(q, k, v, mask, causal) if DTYPE == torch.float32
+    else torch.nn.functional.scaled_dot_product_attention(*(z.transpose(1, 2) for z in (q, k, v))).transpose(1, 2))
+
+def pairs():
+    "What is measured: name → the step without and with it"
+    return {
+        "logits at masked positions only, gradient formed forward": (stepper(AllLogits), stepper()),
+        "three gradients by hand": (stepper(around=lambda: patch.object(layers, "_by_hand", lambda *xs: False)), stepper()),
+        "the attention path chosen by dtype": (stepper(around=lambda: patch.object(layers, "attend", other_attention)), stepper()),
+        "torch.compile of the blocks": (stepper(), stepper(compile=True)),
+        "Muon in float32 where bfloat16 is emulated": (stepper(optimizer="muon", around=lambda: patch.object(trainer, "has_bf16", lambda d: True)), stepper(optimizer="muon")),
+        "AdamW instead of Muon": (stepper(optimizer="muon"), stepper())}
+
+def row(name, off, on): return {"name": name, "off": statistics.median(off), "on": statistics.median(on), "ratio": statistics.median(a/b for a, b in zip(off, on)),
+                                "low": min(a/b for a, b in zip(off, on)), "high": max(a/b for a, b in zip(off, on))}
+
+def paid(rounds=5):
+    keep_memory()
+    rows = []
+    for name, (off, on) in pairs().items():
+        print(name, file=sys.stderr)
+        off(); on()
+        times = [(clock(off, DEVICE)[0], clock(on, DEVICE)[0]) for _ in range(rounds)]
+        rows.append(row(name, *zip(*times)))
+    if DEVICE.type == "cpu": # the allocator's settings cannot be taken back: fresh processes, turn by turn
+        def fresh(keep): return float(subprocess.run([sys.executable, __file__, "step", str(keep)], capture_output=True, text=True, check=True).stdout)
+        times = [(fresh(0), fresh(1)) for _ in range(3)]
+        rows.append(row("freed memory is kept (glibc)", *zip(*times)))
+    return {"machine": describe_machine(DEVICE), "device": str(DEVICE), "dtype": str(DTYPE)[6:], "torch": torch.__version__, "preset": "small", "vocab": V, "batch": B, "rounds": rounds, "rows": rows}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["step"]:
+        if int(sys.argv[2]): keep_memory()
+        step = stepper()
+        step(); step()
+        print(statistics.median(clock(step, DEVICE)[0] for _ in range(5)))
+    elif sys.argv[1:2] == ["paid"]:
+        out = to_json(paid(), indent=1) + "\n"
+        write_text(sys.argv[3], out) if sys.argv[2:3] == ["--json"] else print(out)
+    else: sys.exit(__doc__)
