@@ -8,6 +8,7 @@ __all__ = ['PROGRESS', 'progress', 'Log', 'Validate', 'SampleConfig', 'sample_re
 # %% ../nbs/14b_callbacks.ipynb #0003
 import math, os, sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, torch
@@ -113,13 +114,13 @@ class Tracker(Callback):
     "Send notes to a tracker of Accelerate's: tensorboard or wandb"
     order = 40
     def __init__(self, name, run, config=None):
-        from accelerate.tracking import filter_trackers
+        if find_spec(name) is None: raise UserError(f"trainer.tracker {name} needs a package: pip install {name}")
         if name == "wandb" and not os.environ.get("WANDB_API_KEY"): os.environ.setdefault("WANDB_MODE", "offline")
-        self.trackers, self.run, self.config = filter_trackers(name, run), Path(run), _flat(config or {})
-        if not self.trackers: raise UserError(f"trainer.tracker {name} needs a package: pip install {name}")
+        self.name, self.run, self.config = name, Path(run), _flat(config or {})
 
     def before_fit(self, learn):
-        learn.acc.log_with = self.trackers
+        from accelerate.tracking import filter_trackers
+        learn.acc.log_with = filter_trackers(self.name, self.run)
         learn.acc.project_configuration.set_directories(str(self.run))
         learn.acc.init_trackers("diffusion_lm", config=self.config)
 
