@@ -58,6 +58,11 @@ class Validate(Callback):
     "Score the validation side every `eval_every` steps; `learn.best` is (nats/token, step)"
     order = 10
     def __init__(self, store, tok): self.tok, self.tokens, self.offsets = tok, store.side("validation"), store.documents("validation")
+    def before_fit(self, learn): learn.done = self.enough(learn) # a run that has stopped early stays so when it is resumed
+
+    def enough(self, learn):
+        "Were the last `early_stop` evaluations no better than one before?"
+        return bool(learn.cfg.early_stop and learn.best and learn.step - learn.best[1] >= learn.cfg.early_stop*learn.cfg.eval_every)
 
     def after_step(self, learn):
         every = learn.cfg.eval_every
@@ -66,9 +71,8 @@ class Validate(Callback):
         nats, bpb = r["nats_per_token"]["value"], r["bits_per_byte"]["value"]
         if learn.best is None or nats < learn.best[0]: learn.best = (nats, learn.step)
         learn.note(validation={"nats_per_token": nats, "bits_per_byte": bpb})
-        if learn.cfg.early_stop and learn.step - learn.best[1] >= learn.cfg.early_stop*every:
-            learn.note(early_stop=f"no better evaluation since step {learn.best[1]}")
-            learn.done = True
+        learn.done = self.enough(learn)
+        if learn.done: learn.note(early_stop=f"no better evaluation since step {learn.best[1]}")
 
 # %% ../nbs/14b_callbacks.ipynb #000e
 @dataclass
@@ -133,13 +137,13 @@ PROGRESS = ("none", "linear", "random", "adaptive")
 
 class MaskRange(Callback):
     "Set `learn.shares`, the range of masked shares, before each step"
-    order, top, seen = 15, None, 0
+    order = 15
     def __init__(self, noise, seed=0):
         if noise.progress not in PROGRESS: raise unknown("noise.progress", noise.progress, PROGRESS)
         if not 0 < noise.low < noise.high <= 1: raise UserError(f"noise.progress needs 0 < noise.low < noise.high <= 1, got {noise.low} and {noise.high}")
         self.noise, self.seed, self.top = noise, seed, noise.low
-    def state(self): return {"top": self.top, "seen": self.seen}
-    def load(self, state): self.top, self.seen = state["top"], state["seen"]
+    def state(self): return {"top": self.top}
+    def load(self, state): self.top = state["top"]
     def before_fit(self, learn): self.narrow(learn)
 
     def after_step(self, learn):

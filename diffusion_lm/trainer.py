@@ -188,7 +188,7 @@ def best_model(self:Learner):
     "The model to evaluate; with sharded weights every process must ask for it at the same time"
     if not self.sharded: return self.model if self.ema is None else self.ema.module
     state = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
-    m = type(self.model)(self.model.config, self.model.vocab_size, self.model.specials, self.model.causal).to(self.device)
+    with torch.random.fork_rng([]): m = type(self.model)(self.model.config, self.model.vocab_size, self.model.specials, self.model.causal).to(self.device)
     m.load_state_dict(state)
     return m
 
@@ -271,6 +271,7 @@ def fit(self:Learner):
     "Train from `self.step` to the end (or `stop_at`)"
     end = min(self.cfg.steps, self.cfg.stop_at or self.cfg.steps)
     with ThreadPoolExecutor(1) as self._pool, contextlib.ExitStack() as closing:
+        closing.callback(vars(self).update, _pool=None, _next=(None, None))
         for c in self.callbacks: closing.callback(c.close)
         for c in self.callbacks: c.before_fit(self)
         self.model.train()
@@ -284,7 +285,6 @@ def fit(self:Learner):
                 for c in self.callbacks: c.after_step(self)
         self._stopped()
         for c in self.callbacks: c.after_fit(self)
-    self._pool, self._next = None, (None, None)
 
 # %% ../nbs/14_trainer.ipynb #0018
 @contextlib.contextmanager
@@ -305,7 +305,9 @@ class EMA(Callback):
     order = -10
     def before_fit(self, learn):
         if learn.cfg.ema and learn.ema is None:
+            fast, learn.model.compiled = getattr(learn.model, "compiled", None), None # compiled blocks cannot be copied, nor need they be
             learn.ema = AveragedModel(learn.model, multi_avg_fn=get_ema_multi_avg_fn(learn.cfg.ema)).requires_grad_(False).eval()
+            learn.model.compiled = fast
     def after_step(self, learn):
         if learn.ema is not None and not learn.skipped: learn.ema.update_parameters(learn.model)
 
