@@ -1,0 +1,46 @@
+"""The reference model, checkpoints/sotu-4m: trained by the recipe of that name, packed as bfloat16, scored as it is packed.
+
+    python bench/reference.py [OPTIONS OF dlm train]   train it, or go on where it was interrupted, then pack and score it
+
+An hour on two CPU cores; it may take several sittings. Afterwards commit config.yaml, log.jsonl, summary.json, tokenizer.json and model.safetensors.
+"""
+import sys
+from dataclasses import replace
+
+import torch
+
+from diffusion_lm.cli import parse_train
+from diffusion_lm.core import UserError, read_json, read_jsonl, run_path, write_json, write_text
+from diffusion_lm.data import prepare
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models import load_weights, save_weights
+from diffusion_lm.run import load_config, report, test_figures, train
+
+LIMIT = 9_000_000 # bytes that the packed weights may have
+
+def pack(run):
+    "Round the weights of a finished run to bfloat16, in place, and put the figures of the rounded model into its summary and report"
+    cfg = load_config(run/"config.yaml")
+    lm = DiffusionLM.from_run(run)
+    weights = {k: v.to(torch.bfloat16) for k, v in load_weights(run/"model.safetensors").items()}
+    corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)))
+    lm.model.load_state_dict(weights) # rounded, in float32 again
+    figures = test_figures(lm.model, tok, store, cfg.trainer.test_draws, cfg.trainer.test_tokens, quiet=False)
+    save_weights(weights, run/"model.safetensors", tokenizer=tok.fingerprint)
+    size = (run/"model.safetensors").stat().st_size
+    if size > LIMIT: raise UserError(f"the packed weights have {size:,} bytes, more than {LIMIT:,}")
+    summary = {**read_json(run/"summary.json"), **figures, "weights": "last, in bfloat16"}
+    write_json(run/"summary.json", summary)
+    samples = [r for r in read_jsonl(run/"samples.jsonl") if r["step"] == summary["steps"]]
+    write_text(run/"report.md", report(run, cfg, summary, samples))
+    return summary
+
+def main(*args):
+    begun = (run_path("sotu-4m")/"config.yaml").exists()
+    cfg, _ = parse_train(["--resume", "--name", "sotu-4m", *args] if begun else ["--config", "sotu-4m", *args])
+    s = pack(train(cfg, "sotu-4m", resume=begun))
+    print(f"{s['bits_per_byte']['value']:.3f} bits/byte [{s['bits_per_byte']['low']:.3f}, {s['bits_per_byte']['high']:.3f}], {s['parameters']:,} parameters, {s['tokens']:,} tokens")
+
+if __name__ == "__main__":
+    try: sys.exit(main(*sys.argv[1:]))
+    except (UserError, KeyboardInterrupt) as e: sys.exit(f"reference.py: {e}")
