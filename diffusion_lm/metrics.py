@@ -14,7 +14,7 @@ import numpy as np, torch
 from .core import autocast, rng
 from .data import eval_windows
 from .objective import ar_nll
-from .schedule import mask_count
+from .schedule import mask_share
 
 # %% ../nbs/11_metrics.ipynb #0006
 @dataclass
@@ -49,9 +49,7 @@ LEVELS = ("low", "medium", "high") # up to 1/3, 2/3 and all tokens masked
 def _pass(model, x, t, u):
     "One exact-count pass: weighted nats (b,l), unweighted nats, hits and levels of the masked tokens (n,)"
     real = x != model.pad
-    n = real.sum(-1)
-    k = (t.to(x.device)*n).ceil().clamp(min=1)
-    masked = mask_count(k, u.to(x.device), real)
+    masked, k, n = mask_share(t.to(x.device), u.to(x.device), real)
     h, _ = model.features(torch.where(masked, model.mask, x), k/n, mask=None if real.all() else real)
     logits = model.head(h[masked])
     logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -21,7 +21,7 @@ from .layers import Attention, rope
 from .metrics import LEVELS, score_windows
 from .objective import masked_nll
 from .sampler import denoise
-from .schedule import mask_count, stratified_times
+from .schedule import mask_share, stratified_times
 from .trainer import Callback
 
 # %% ../nbs/14a_monitor.ipynb #0006
@@ -80,9 +80,8 @@ def _looking(model, x, dtype):
 
 def _hide(model, x, share, g):
     "Exactly ⌈share·n⌉ of the n real tokens of each window (b,l); `share` is a number or (b,)"
-    real = x != model.pad
-    k = (torch.as_tensor(share, dtype=torch.float32, device=x.device)*real.sum(-1)).ceil().clamp(min=1)
-    return mask_count(k, torch.from_numpy(g.random(x.shape, dtype=np.float32)).to(x.device), real)
+    share, u = torch.as_tensor(share, dtype=torch.float32, device=x.device), torch.from_numpy(g.random(x.shape, dtype=np.float32)).to(x.device)
+    return mask_share(share, u, x != model.pad)[0]
 
 def _guess(model, x, masked):
     "Log-probabilities (n,V) at the masked tokens, and these tokens (n,); a causal model is asked for all real ones"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .core import UserError, rng, unknown
-from .schedule import make_schedule, mask_count, mask_random
+from .schedule import make_schedule, mask_random, mask_share
 
 # %% ../nbs/04_objective.ipynb #0007
 class ToyLanguage(nn.Module):
@@ -115,9 +115,8 @@ class Objective(nn.Module):
         real, u = ((z.reshape(b*nb, -1)) for z in (x != self.model.pad, u))
         t = t.reshape(-1)
         if self.name == "nelbo-count":
-            n = real.sum(-1)
-            k = (t*n).ceil().clamp(min=1)
-            masked, w = mask_count(k, u, real), n/k
+            masked, k, n = mask_share(t, u, real)
+            w = n/k
         else:
             m, w = (self.schedule.m(t), self.schedule.w(t)) if self.name == "nelbo" else (.001 + .999*t, 1/(.001 + .999*t))
             masked = mask_random(m[:, None], u, real)
