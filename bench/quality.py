@@ -7,16 +7,18 @@
 An arm's number of steps is fixed beforehand: the budget in CPU seconds over the cost of its step. So it does not matter how busy the machine is
 while an arm trains, and the learning-rate schedule of every arm ends where its time does.
 """
-import json, statistics, sys, time
+import statistics, sys
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer, clock
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, keep_memory, runs_dir, seed_everything, write_json
+from diffusion_lm.core import UserError, keep_memory, read_json, runs_dir, seed_everything, write_json
 from diffusion_lm.models import BaselineDreamModel, ModelConfig
 from diffusion_lm.objective import Objective
-from diffusion_lm.trainer import TrainConfig, make_optimizers
+from diffusion_lm.run import build, train
 
 COSTS = Path(__file__).with_name("quality_costs.json")
 BUDGET = 479 # CPU seconds: 4 minutes of two cores
@@ -24,7 +26,6 @@ PREFIX = "qpm-"
 
 def peer(cfg, tok):
     "x-transformers' denoiser and wrapper, for `train(make=…)`"
-    from diffusion_lm.bench import XObjective, XTransformer
     seed_everything(cfg.seed)
     return XObjective(XTransformer(cfg.model, len(tok), tok.specials))
 
@@ -37,32 +38,24 @@ def costs(rounds=9):
     "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
     torch.set_num_threads(1); keep_memory()
     V, config = 4096, ModelConfig("tiny").resolve()
-    x, t, u = torch.randint(5, V, (32, 128)), torch.linspace(1/32, 1, 32)[:, None], torch.rand(32, 128)
-    def stepper(objective, optimizer, ema=False):
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-        opts = make_optimizers(objective.model, TrainConfig(optimizer=optimizer, lr=1e-4))
-        average = AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(.99)) if ema else None
-        def step():
-            objective(x, t, u).backward()
-            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.)
-            for o in opts: o.step(); o.zero_grad()
-            if average: average.update_parameters(objective.model)
-        return step
+    fixed, cpu = FixedBatch(config, V, 32), torch.device("cpu")
+    def stepper(objective, optimizer): return Contestant("", objective, optimizer, fixed.b[:3], torch.float32, fixed.masked).step
+    def averaged(objective, optimizer):
+        average, step = AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(.99)), stepper(objective, optimizer)
+        return lambda: (step(), average.update_parameters(objective.model))
     ours = lambda name="nelbo-count": Objective(BaselineDreamModel(config, V, range(5)), name)
-    from diffusion_lm.bench import XObjective, XTransformer
     steps = {"muon": stepper(ours(), "muon"), "adamw": stepper(ours(), "adamw"), "nelbo": stepper(ours("nelbo"), "muon"),
-             "ema": stepper(ours(), "muon", True), "xt": stepper(XObjective(XTransformer(config, V, range(5))), "adamw")}
+             "ema": averaged(ours(), "muon"), "xt": stepper(XObjective(XTransformer(config, V, range(5))), "adamw")}
     seconds = {k: [] for k in steps}
     for i in range(rounds + 1):
         for k, step in steps.items():
-            start = time.process_time()
-            step()
-            if i: seconds[k].append(time.process_time() - start)
+            cpu_seconds = clock(step, cpu)[1]
+            if i: seconds[k].append(cpu_seconds) # the first round warms up
     return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["muon"], v))} for k, v in seconds.items()}
 
 def arms():
     "Name → (kind, options): every kind at seeds 0, 1, 2, and the rates that were tried"
-    cost, out = json.loads(COSTS.read_text()), {}
+    cost, out = read_json(COSTS), {}
     def arm(name, kind, seed, **more):
         steps = round(BUDGET/cost["muon"]["cpu_seconds"]/cost["muon" if kind == "cosine" else kind]["ratio"])
         out[PREFIX + name] = kind, {"trainer.steps": steps, "seed": seed, **KINDS[kind], **more}
@@ -71,8 +64,7 @@ def arms():
         for lr in TUNED.get(kind, ()): arm(f"{kind}-lr{lr:g}", kind, 0, **{"trainer.lr": lr})
     return out
 
-def train(name, kind, options):
-    from diffusion_lm.run import build, train
+def train_arm(name, kind, options):
     fixed = {"trainer.dtype": "float32", "trainer.minutes": "null", # as the records were made, whatever this machine can do
              "trainer.eval_every": 71, "trainer.sample_every": 10**6, "trainer.save_every": 10**6,
              "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}
@@ -89,7 +81,7 @@ def main(what="list", *names):
     elif what == "train":
         torch.set_num_threads(1) # one core: no thread waits for another on a busy machine
         for n, (kind, o) in todo.items():
-            if not done(n): train(n, kind, o)
+            if not done(n): train_arm(n, kind, o)
     else: print(__doc__); return 2
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, read_json, read_jsonl, run_path, write_json, write_text
 from diffusion_lm.data import prepare
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import load_weights, save_weights
+from diffusion_lm.models import save_weights
 from diffusion_lm.run import load_config, report, test_figures, train
 
 LIMIT = 9_000_000 # bytes that the packed weights may have
@@ -22,7 +22,7 @@ def pack(run):
     "Round the weights of a finished run to bfloat16, in place, and put the figures of the rounded model into its summary and report"
     cfg = load_config(run/"config.yaml")
     lm = DiffusionLM.from_run(run)
-    weights = {k: v.to(torch.bfloat16) for k, v in load_weights(run/"model.safetensors").items()}
+    weights = {k: v.to(torch.bfloat16) for k, v in lm.model.state_dict().items()}
     corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)))
     lm.model.load_state_dict(weights) # rounded, in float32 again
     figures = test_figures(lm.model, tok, store, cfg.trainer.test_draws, cfg.trainer.test_tokens, quiet=False)

@@ -4,34 +4,28 @@
 
 The rest of that page comes from `dlm bench train|overhead|memory --json`. Run it with nothing else on the machine.
 """
-import contextlib, json, statistics, subprocess, sys
+import contextlib, statistics, subprocess, sys
 from unittest.mock import patch
 
 import torch
 
 from diffusion_lm import layers, trainer
-from diffusion_lm.bench import AllLogits, clock
-from diffusion_lm.core import autocast, describe_machine, keep_memory, pick_device, pick_dtype, to_json, write_text
+from diffusion_lm.bench import AllLogits, Contestant, FixedBatch, _spread, clock
+from diffusion_lm.core import describe_machine, keep_memory, pick_device, pick_dtype, to_json, write_text
 from diffusion_lm.models import BaselineDreamModel, ModelConfig
 from diffusion_lm.objective import Objective
-from diffusion_lm.trainer import TrainConfig, make_optimizers
 
 V, B, CONFIG, DEVICE = 8192, 16, ModelConfig("small"), pick_device()
 DTYPE = pick_dtype(DEVICE)
 
 def stepper(loss=Objective, optimizer="adamw", compile=False, around=contextlib.nullcontext):
     torch.manual_seed(0)
-    objective = loss(BaselineDreamModel(CONFIG, V, range(5)).to(DEVICE))
-    model, l = objective.model, objective.model.config.length
-    if compile: model.compiled = [torch.compile(b) for b in model.blocks]
-    x, t, u = (z.to(DEVICE) for z in (torch.randint(5, V, (B, l)), torch.linspace(1/B, 1, B)[:, None], torch.rand(B, l)))
-    opts = make_optimizers(model, TrainConfig(optimizer=optimizer, lr=1e-4))
+    model = BaselineDreamModel(CONFIG, V, range(5)).to(DEVICE)
+    if compile: model.compile_blocks()
+    fixed = FixedBatch(model.config, V, B)
+    c = Contestant("ours", loss(model), optimizer, fixed.b.to(DEVICE)[:3], DTYPE, fixed.masked)
     def step():
-        with around(), autocast(DEVICE, DTYPE):
-            objective(x, t, u).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        with around():
-            for o in opts: o.step(); o.zero_grad()
+        with around(): c.step()
     return step
 
 other_attention = lambda q, k, v, mask=None, causal=False: (layers._attend_plain(q, k, v, mask, causal) if DTYPE == torch.float32
@@ -47,8 +41,9 @@ def pairs():
         "Muon in float32 where bfloat16 is emulated": (stepper(optimizer="muon", around=lambda: patch.object(trainer, "has_bf16", lambda d: True)), stepper(optimizer="muon")),
         "AdamW instead of Muon": (stepper(optimizer="muon"), stepper())}
 
-def row(name, off, on): return {"name": name, "off": statistics.median(off), "on": statistics.median(on), "ratio": statistics.median(a/b for a, b in zip(off, on)),
-                                "low": min(a/b for a, b in zip(off, on)), "high": max(a/b for a, b in zip(off, on))}
+def row(name, off, on):
+    r = _spread([a/b for a, b in zip(off, on)])
+    return {"name": name, "off": statistics.median(off), "on": statistics.median(on), "ratio": r["value"], "low": r["low"], "high": r["high"]}
 
 def paid(rounds=5):
     keep_memory()

@@ -6,7 +6,7 @@
 __all__ = ['PROGRESS', 'progress', 'Log', 'Validate', 'SampleConfig', 'sample_records', 'Samples', 'Tracker', 'MaskRange']
 
 # %% ../nbs/14b_callbacks.ipynb #0003
-import math, os, sys
+import os, sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path

@@ -113,7 +113,7 @@ def parse_train(args, command="train"):
 # %% ../nbs/21_cli.ipynb #000e
 def train_command(args, command="train"):
     "dlm train"
-    from diffusion_lm.core import UserError, read_json
+    from diffusion_lm.core import read_json
     from diffusion_lm.run import figures_table, train
     cfg, o = parse_train(args, command)
     run = train(cfg, o["name"], o["out"] or None, o["resume"], o["overwrite"])

@@ -112,6 +112,10 @@ class BaselineDreamModel(nn.Module):
         "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
         return linear_nll(h, self.embed.weight, y, self.never, smoothing)
 
+    def compile_blocks(self):
+        "From now on, train with compiled blocks; evaluation goes on with the plain ones"
+        self.compiled = [torch.compile(b) for b in self.blocks]
+
     def forward(self, x, t=None, **kw): return self.head(self.features(x, t, **kw)[0])
 
     def __repr__(self):

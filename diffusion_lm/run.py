@@ -7,7 +7,7 @@ __all__ = ['SECTIONS', 'RunConfig', 'load_config', 'build', 'wants_compile', 'cl
            'plot_loss', 'figures_table', 'report']
 
 # %% ../nbs/14c_run.ipynb #0003
-import math, os, shutil, sys, time
+import os, shutil, sys, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -91,12 +91,15 @@ def _check(cfg, tok=None):
 _MAY_CHANGE = {"stop_at", "minutes", "log_every", "eval_every", "eval_tokens", "test_draws", "test_tokens", "sample_every", "save_every", "keep", "device", "dtype", "micro_batch", "checkpointing", "max_skips", "early_stop", "tracker"}
 
 def _same_run(cfg, run):
-    "On resuming, nothing that the losses depend on may change"
+    "On resuming, nothing that the losses depend on may change; `cfg`, with what was decided at the start"
     flat = lambda d: {f"{k}.{j}" if isinstance(v, dict) else k: w for k, v in asdict(d).items() for j, w in (v.items() if isinstance(v, dict) else [(k, v)])}
-    old, new = flat(load_config(run/"config.yaml")), flat(cfg)
+    was = load_config(run/"config.yaml")
+    if cfg.trainer.compile is None: cfg = replace(cfg, trainer=replace(cfg.trainer, compile=was.trainer.compile))
+    old, new = flat(was), flat(cfg)
     for k in old:
         if old[k] != new[k] and k.split(".")[-1] not in _MAY_CHANGE and not k.startswith(("samples.", "monitor.")):
             raise UserError(f"{k} was {old[k]} and cannot be {new[k]} on resuming run '{run.name}'; start a new run instead")
+    return cfg
 
 def claim(name, out=None, resume=False, overwrite=False):
     "The folder for a run called `name`; refuses one that exists unless it is to be resumed or overwritten"
@@ -118,9 +121,7 @@ def train(cfg,                 # `RunConfig`
     "Train a model as `cfg` says and write its run folder; returns the folder"
     say = (lambda s: None) if quiet or os.environ.get("RANK", "0") != "0" else (lambda s: print(s, file=sys.stderr, flush=True)) # one process speaks
     run, cfg = claim(name, out, resume, overwrite), _check(cfg)
-    if resume:
-        if cfg.trainer.compile is None: cfg = replace(cfg, trainer=replace(cfg.trainer, compile=load_config(run/"config.yaml").trainer.compile)) # decided at the start
-        _same_run(cfg, run)
+    if resume: cfg = _same_run(cfg, run)
     say(f"preparing {cfg.data.path}")
     corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)) if resume else cfg.tokenizer)
     if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
@@ -129,7 +130,8 @@ def train(cfg,                 # `RunConfig`
     objective, device = make(cfg, tok), pick_device(cfg.trainer.device)
     if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))
-    log, calls = run/"log.jsonl", [EMA(), Log(run/"log.jsonl", quiet), Validate(store, tok), Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *callbacks]
+    log, samples = run/"log.jsonl", run/"samples.jsonl"
+    calls = [EMA(), Log(log, quiet), Validate(store, tok), Samples(tok, cfg.samples, samples, cfg.seed), Checkpoint(run), *callbacks]
     if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
     if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
     if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
@@ -141,7 +143,7 @@ def train(cfg,                 # `RunConfig`
         for n in notes: say(n)
         say(f"resuming '{name}' from {path.name}" if path else f"'{name}' has no checkpoint yet: starting at the first step")
         if learn.acc.is_main_process:
-            for f in (log, run/"samples.jsonl"): trim_jsonl(f, lambda r: path is not None and r.get("step", 0) <= learn.step)
+            for f in (log, samples): trim_jsonl(f, lambda r: path is not None and r.get("step", 0) <= learn.step)
     else:
         if cfg.trainer.minutes: cfg = replace(cfg, trainer=replace(cfg.trainer, steps=learn.limit_steps(cfg.trainer.minutes), minutes=None))
         if learn.acc.is_main_process:

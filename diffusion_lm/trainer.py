@@ -7,7 +7,7 @@ __all__ = ['TrainConfig', 'Muon', 'make_optimizers', 'lr_factor', 'Callback', 'D
            'steps_of']
 
 # %% ../nbs/14_trainer.ipynb #0003
-import contextlib, copy, math, os, shutil, signal, sys, time, warnings
+import contextlib, math, shutil, signal, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,19 +169,19 @@ def _place(self:Learner, objective):
     "Move to the device, wrap for several processes, make the optimizers"
     model, cfg = objective.model, self.cfg
     model.checkpointing = cfg.checkpointing
-    is_sharded = lambda: any(isinstance(p, DTensor) for p in model.parameters())
-    self.sharded = is_sharded() or str(self.acc.distributed_type).endswith("FSDP")
+    by_hand = any(isinstance(p, DTensor) for p in model.parameters()) # with `fully_shard`
+    self.sharded = by_hand or str(self.acc.distributed_type).endswith("FSDP")
     if self.sharded and cfg.optimizer == "muon" and self.acc.is_main_process:
         print("Muon needs whole matrices and these are sharded: AdamW steps them instead", file=sys.stderr)
     if self.sharded: warnings.filterwarnings("ignore", "FSDP2-wrapped module") # about views that a block returns, its keys and values: nobody writes into them
     if self.sharded and cfg.ema: raise UserError("trainer.ema does not go with sharded weights: set it to 0")
     opts = make_optimizers(model, cfg, muon=not self.sharded)
-    if is_sharded(): self.objective = objective # by hand, with `fully_shard`
+    if by_hand: self.objective = objective
     else: self.objective, *opts = self.acc.prepare(objective, *opts)
     self.opts = [getattr(o, "optimizer", o) for o in opts] # without Accelerate's wrapping
     self.raw = self.acc.unwrap_model(self.objective)
     self.model = self.raw.model
-    if cfg.compile: self.model.compiled = [torch.compile(b) for b in self.model.blocks]
+    if cfg.compile: self.model.compile_blocks()
 
 @patch(as_prop=True)
 def best_model(self:Learner):
@@ -413,7 +413,7 @@ def limit_steps(self:Learner, minutes, n=6):
     self.cfg = replace(self.cfg, steps=min(self.cfg.steps, max(1, int(60*minutes/float(per_step)))))
     return self.cfg.steps
 
-def _available(): 
+def _available():
     import psutil
     return psutil.virtual_memory().available
 
