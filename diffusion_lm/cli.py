@@ -147,7 +147,7 @@ def _files(run):
 def sample_command(args):
     "dlm sample RUN"
     from diffusion_lm.core import UserError
-    from diffusion_lm.sampler import SAMPLERS
+    from diffusion_lm.policies import SAMPLERS, sampler_params
     p = _parser("sample", "Write text with a trained run.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
     p.add_argument("--prompt", type=str, default="", help="text to start from, taken literally")
@@ -160,6 +160,14 @@ def sample_command(args):
     p.add_argument("--temperature", type=float, default=1., help="below 1 tidier, above 1 wilder, 0 the most probable")
     p.add_argument("--top-k", "--top_k", dest="top_k", type=int, default=0, help="draw from the k most probable tokens")
     p.add_argument("--top-p", "--top_p", dest="top_p", type=float, default=1., help="draw from the fewest tokens with this much probability")
+    p.add_argument("--cool", type=float, default=1., help="temperature towards the end of the text (default: the same all the way)")
+    p.add_argument("--repetition", type=float, default=1., help="above 1: penalty on tokens that the text has already")
+    p.add_argument("--block", type=int, default=0, help="finish so many tokens before the next")
+    p.add_argument("--cache", type=str, default="", help="with --block, keep what lies outside the block from its first step: prefix or dual")
+    own = {k: v for s in SAMPLERS for k, v in sampler_params(s).items()}
+    for k, v in own.items():
+        of = [s for s in SAMPLERS if k in sampler_params(s)]
+        p.add_argument(f"--{k}", type=type(v), default=v, help=f"of {' and '.join(of)} (default: {', '.join(str(sampler_params(s)[k]) for s in of)})")
     p.add_argument("--seed", type=int, default=0)
     _common(p)
     o = _parse(p, args)
@@ -170,7 +178,10 @@ def sample_command(args):
     if o["length"] < 0 or _value(args, "--length") and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
     lm = _load(o)
     sampler = o["sampler"] or ("left-to-right" if lm.model.causal else "ancestral")
-    kw = dict(n=o["n"], steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=o["temperature"], top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"])
+    given = lambda k: _value(args, f"--{k}") is not None
+    kw = dict(n=o["n"], steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=(o["temperature"], o["cool"]) if given("cool") else o["temperature"],
+              top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"], repetition=o["repetition"], block=o["block"] if given("block") else None,
+              cache=o["cache"] or None, **{k: o[k] for k in own if given(k)})
     if infill and o["length"]: raise UserError("--length goes with --prompt; a template has its own length")
     texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=o["length"] or None, **kw)
     if o["json"]: return print(json.dumps([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": o["steps"]} for t in texts], ensure_ascii=False))

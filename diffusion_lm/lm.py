@@ -73,12 +73,12 @@ def generate(self:DiffusionLM,
              steps=64,            # denoising steps
              sampler="ancestral", # a name from `SAMPLERS`, or a policy
              seed=0,
-             **kw):               # grid_name, temperature, top_k, top_p: see `denoise`
-    "A list of `n` texts that begin with `prompt`"
+             **kw):               # grid_name, temperature, block, cache, … and the sampler's own: see `denoise`
+    "A list of `n` texts that begin with `prompt`; what would follow an end of text is not written"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids = self.template(prompt, length)
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
-    return [self._text(x.tolist(), given) for x, *_ in self._rows(ids, n, steps=steps, sampler=sampler, seed=seed, **kw)]
+    return [self._text(x.tolist(), given) for x, *_ in self._rows(ids, n, steps=steps, sampler=sampler, seed=seed, stop=self.tokenizer.eos, **kw)]
 
 @patch
 def _text(self:DiffusionLM, ids, given=0):
@@ -137,6 +137,6 @@ def watch(self:DiffusionLM, path,
         x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, **kw))
         x, when, p = x[:size].tolist(), when[:size].tolist(), p[:size].tolist()
         samples.append(dict(label=label, sampler="left-to-right" if self.model.causal else str(sampler), seed=seed,
-                            steps=max(1, *when) if self.model.causal else steps, tokens=self._pieces(x), when=when,
+                            steps=max(1, *when), tokens=self._pieces(x), when=when,
                             kind=[given if w == 0 else "free" for w in when], p=[round(q, 4) if q == q else None for q in p]))
     denoising_page(path, samples, title or self.name, subtitle or repr(self))

@@ -180,11 +180,11 @@ def frequency_bias(true, said, # true counts and summed probabilities of each to
     return {"frequency_kl": float((a*(a/b).log())[a > 0].sum()), "frequency_bias": (b - a).tolist()}
 
 # %% ../nbs/14a_monitor.ipynb #002a
-def agreement(model, x, steps=16, sampler="ancestral", seed=0): # of the windows x (b,l) only shape and padding matter
+def agreement(model, x, steps=16, seed=0): # of the windows x (b,l) only shape and padding matter
     "Share of tokens already as in the final text, from before the first step to after the last (steps+1,)"
     x = x.cpu() if x.device.type == "mps" else x # the loop draws in float64
-    start = x.masked_fill(x != model.pad, model.mask)
-    frames, out = [start, *(f.x for f in denoise(model, start, sampler, steps, seed=seed))], []
+    start = x.masked_fill(x != model.pad, model.mask) # then ancestral sampling in which all rows keep to the grid
+    frames, out = [start, *(f.x for f in denoise(model, start, "remdm", steps, eta=0., seed=seed))], []
     for x_t in frames:
         guess, masked = x_t.clone(), x_t == model.mask
         if masked.any(): guess[masked] = _guess(model, x_t, masked)[0].argmax(-1).to(x.device)

@@ -373,6 +373,10 @@ def test_runs_lists_damaged_runs_too(dlm, trained):
     (["-n", "0"], "n must be at least 1"), (["-n", "-2"], "n must be at least 1"),
     (["--length", "0"], "length"), (["--length", "-1"], "length"), (["--length", "33"], "length must be between 1 and .* 32"),
     (["--seed", "-1"], "seed"), (["--sampler", "confidant"], "did you mean 'confidence'"), (["--grid", "cosin"], "did you mean 'cosine'"),
+    (["--sampler", "threshold", "--gamma", "1"], "threshold takes tau, not gamma"), (["--tau", ".5"], "ancestral takes no parameters, not tau"), (["--sampler", "threshold", "--tau", "2"], "tau must be"),
+    (["--sampler", "remdm", "--kind", "resale"], "did you mean 'rescale'"), (["--sampler", "factor", "--factor", "nan"], "factor must be"), (["--sampler", "entropy-bounded", "--gamma", "-1"], "gamma"),
+    (["--sampler", "predictor-corrector", "--correct", "-1"], "correct must be"), (["--sampler", "remdm", "--eta", "x"], "eta"), (["--block", "0"], "block must be"), (["--block", "-4"], "block must be"),
+    (["--cache", "dual"], "give a block size"), (["--block", "4", "--cache", "both"], "unknown cache"), (["--repetition", "0"], "repetition"), (["--cool", "-1"], "temperature"),
     (["--device", "gpu"], "device"), (["--prmpt", "x"], "did you mean '--prompt'"), (["--prompt"], "prompt"), (["extra"], "one argument too many"),
     (["--infill", ""], "nothing to fill"), (["--infill", "nothing here"], "nothing to fill"), (["--infill", "a [MASK:x] b"], "nothing to fill"),
     (["--infill", "a [MASK:0] b"], "1 or more"), (["--infill", "a [MASK:33] b"], "context only 32"), (["--infill", "a [MASK:99999999999] b"], "MASK"),
@@ -386,6 +390,7 @@ def test_bad_sampling(refused, trained, args, why):
 def test_autoregressive_run_continues_only(refused, trained):
     assert "cannot infill" in refused("sample", "tiny-ar", "--infill", "a [MASK] b")
     assert "left-to-right" in refused("sample", "tiny-ar", "--sampler", "confidence")
+    assert "one of its own" in refused("sample", "tiny-ar", "--block", "4", "--cache", "dual")
 
 @pytest.mark.parametrize("content, why", [(None, "missing"), (b"", "empty"), (b" \n", "empty"), (b"\0", "not a text"), (b"\xff", "not UTF-8"), ("folder", "cannot read")])
 def test_bad_file_to_score(refused, trained, tmp_path, content, why):
