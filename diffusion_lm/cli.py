@@ -168,6 +168,10 @@ def sample_command(args):
     for k, v in own.items():
         of = [s for s in SAMPLERS if k in sampler_params(s)]
         p.add_argument(f"--{k}", type=type(v), default=v, help=f"of {' and '.join(of)} (default: {', '.join(str(sampler_params(s)[k]) for s in of)})")
+    p.add_argument("--include", type=str, default="", help="words that must occur, separated by commas")
+    p.add_argument("--avoid", type=str, default="", help="words that must not, separated by commas")
+    p.add_argument("--stream", action="store_true", help="show the text while it is written")
+    p.add_argument("--interactive", action="store_true", help="ask for prompt after prompt, and stream")
     p.add_argument("--seed", type=int, default=0)
     _common(p)
     o = _parse(p, args)
@@ -182,10 +186,41 @@ def sample_command(args):
     kw = dict(n=o["n"], steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=(o["temperature"], o["cool"]) if given("cool") else o["temperature"],
               top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"], repetition=o["repetition"], block=o["block"] if given("block") else None,
               cache=o["cache"] or None, **{k: o[k] for k in own if given(k)})
+    words = {k: [w.strip() for w in o[k].split(",") if w.strip()] for k in ("include", "avoid") if o[k]}
+    if o["stream"] or o["interactive"]:
+        if o["json"] or words or o["n"] != 1: raise UserError("--stream and --interactive show one text at a time: without --json, -n, --include and --avoid")
+        del kw["n"]
+        if o["interactive"]: return _converse(lambda prompt, i: lm.stream(prompt, length=o["length"] or None, row=i, **kw))
+        return _show(lm.stream(o["prompt"], template=o["infill"] if infill else None, length=o["length"] or None, **kw))
+    if infill and "include" in words: raise UserError("--include goes with --prompt; write the words into the template")
+    kw |= words
     if infill and o["length"]: raise UserError("--length goes with --prompt; a template has its own length")
     texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=o["length"] or None, **kw)
     if o["json"]: return print(json.dumps([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": o["steps"]} for t in texts], ensure_ascii=False))
     print(f"\n{'─'*20}\n".join(texts))
+
+# %% ../nbs/21_cli.ipynb #1006
+def _show(frames, out=None):
+    "Show a text while it is written, in place on a terminal; elsewhere only the end"
+    import shutil, unicodedata
+    out, text, above = out or sys.stdout, "", 0
+    width = lambda line: sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
+    for text, _ in frames:
+        if not out.isatty(): continue
+        columns, rows = shutil.get_terminal_size()
+        shown = [l for line in text.split("\n") for l in ([line] if width(line) < columns else [line[i:i + columns//2] for i in range(0, len(line), columns//2)])][-(rows - 1):]
+        out.write((f"\x1b[{above}A" if above else "") + "\x1b[J" + "".join("".join(c for c in l if c.isprintable()) + "\n" for l in shown)) # a model may write anything
+        out.flush()
+        above = len(shown)
+    if not out.isatty(): print(text, file=out)
+
+def _converse(write):
+    "Ask for prompts until there are none, and stream what follows each"
+    from itertools import count
+    for i in count():
+        try: prompt = input("prompt> " if sys.stdin.isatty() else "")
+        except EOFError: return
+        _show(write(prompt, i))
 
 # %% ../nbs/21_cli.ipynb #0010a
 def _common(parser):

@@ -6,15 +6,16 @@
 __all__ = ['DiffusionLM']
 
 # %% ../nbs/12_lm.ipynb #0003
-import codecs
+import codecs, re
+from itertools import groupby
 
 import numpy as np, torch, yaml
 from fastcore.basics import patch
 
-from .core import UserError, autocast, find_run, pick_device, pick_dtype
+from .core import UserError, autocast, find_run, pick_device, pick_dtype, rng
 from .metrics import Estimate, evaluate
 from .models import BaselineDreamModel, ModelConfig, load_weights, n_params
-from .sampler import denoising_page, trace
+from .sampler import denoise, denoising_page, sample, trace
 from .tokenizer import Tokenizer
 
 # %% ../nbs/12_lm.ipynb #0006
@@ -50,11 +51,11 @@ class DiffusionLM:
 # %% ../nbs/12_lm.ipynb #000b
 @patch
 def _rows(self:DiffusionLM, ids, n, batch=16, **kw):
-    "Yield (tokens, when, p) for each of `n` samples from the template `ids` (l,)"
-    x = torch.as_tensor(ids)[None].to("cpu" if self.device.type == "mps" else self.device)
+    "Yield (tokens, when, p) for each of `n` samples from the template `ids` (l,), or from one for each (n,l)"
+    x = torch.as_tensor(ids).expand(n, -1).to("cpu" if self.device.type == "mps" else self.device)
     for i in range(0, n, batch):
         rows = range(i, min(n, i + batch))
-        with autocast(self.device, self.dtype): out = trace(self.model, x.expand(len(rows), -1), rows=rows, **kw)
+        with autocast(self.device, self.dtype): out = trace(self.model, x[i:i + batch], rows=rows, **kw)
         yield from zip(*(o.cpu() for o in out))
 
 @patch
@@ -65,6 +66,52 @@ def template(self:DiffusionLM, prompt="", length=None):
     if len(ids) >= length: raise UserError(f"the prompt has {len(ids)} tokens, but there is room for {length - 1} (a context of {length}, one of them free)")
     return np.concatenate([ids, np.full(length - len(ids), self.tokenizer.mask)])
 
+# %% ../nbs/12_lm.ipynb #1001
+@patch
+def _place(self:DiffusionLM, ids, given, words, n, seed):
+    "The template `n` times (n,l), with the words at random places behind the `given` tokens"
+    out, parts = np.tile(ids, (n, 1)), [self.tokenizer.encode(" " + w.strip()) for w in words]
+    room = len(ids) - given - sum(map(len, parts))
+    if room < 0: raise UserError(f"the words to include have {sum(map(len, parts))} tokens, but there is room for {len(ids) - given}")
+    for i in range(n if parts else 0):
+        g = rng(seed, "place", i)
+        at = given
+        for gap, k in zip(np.diff(np.sort(g.integers(0, room + 1, len(parts))), prepend=0), g.permutation(len(parts))):
+            at += gap
+            out[i, at:at + len(parts[k])] = parts[k]
+            at += len(parts[k])
+    return out
+
+@patch
+def _clean(self:DiffusionLM, x, free, words, row, seed=0, avoid=(), tries=100, **kw):
+    "The tokens of `x` (l,), a list, with the free ones written anew where a word of `words` came up"
+    bans, spell = [*avoid], lambda ids: b"".join(self.tokenizer.bytes[i] or b"" for i in ids).decode("utf-8", "replace")
+    find = re.compile(r"(?<!\w)(" + "|".join(re.escape(w.strip()) for w in words) + r")(?!\w)", re.I) if words else None
+    kw = {k: v for k, v in kw.items() if k in ("temperature", "top_k", "top_p", "only")}
+    for i in range(tries):
+        ids = x.tolist()
+        hit = find.search(spell(ids)) if find else None
+        if not hit: return ids
+        ends = [len(spell(ids[:j + 1])) for j in range(len(ids))]
+        a, b = (next(j for j, e in enumerate(ends) if e > at) for at in (hit.start(), hit.end() - 1))
+        hole = free.clone(); hole[:a] = False; hole[b + 1:] = False
+        if not hole.any(): raise UserError(f"'{hit[1]}' is to be avoided, but it is given")
+        bans.append(ids[a:b + 1])
+        with autocast(self.device, self.dtype):
+            home = "cpu" if self.device.type == "mps" else self.device
+            x = sample(self.model, x.masked_fill(hole, self.tokenizer.mask)[None].to(home), sampler="left-to-right" if self.model.causal else "first-hitting",
+                       seed=f"{seed} again {i}", rows=[row], avoid=bans, **kw)[0].cpu()
+    raise UserError(f"'{hit[1]}' came up {tries} times: it cannot be avoided here")
+
+# %% ../nbs/12_lm.ipynb #2002
+@patch
+def _text(self:DiffusionLM, ids, given=0, hole=""):
+    "The text of `ids` up to the first [EOS] after the `given` ones; `hole` stands for each masked token"
+    end = next((i for i in range(given, len(ids)) if ids[i] == self.tokenizer.eos), len(ids))
+    if not hole: return self.tokenizer.decode(ids[:end])
+    runs = groupby(ids[:end], lambda i: i == self.tokenizer.mask)
+    return "".join(hole*len(list(r)) if masked else self.tokenizer.decode(list(r)) for masked, r in runs)
+
 @patch
 def generate(self:DiffusionLM,
              prompt="",           # text to start from, taken literally
@@ -73,29 +120,30 @@ def generate(self:DiffusionLM,
              steps=64,            # denoising steps
              sampler="ancestral", # a name from `SAMPLERS`, or a policy
              seed=0,
+             include=(),          # words that must occur, each at a random place
+             avoid=(),            # words that must not
              **kw):               # grid_name, temperature, block, cache, … and the sampler's own: see `denoise`
     "A list of `n` texts that begin with `prompt`; what would follow an end of text is not written"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids = self.template(prompt, length)
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
-    return [self._text(x.tolist(), given) for x, *_ in self._rows(ids, n, steps=steps, sampler=sampler, seed=seed, stop=self.tokenizer.eos, **kw)]
-
-@patch
-def _text(self:DiffusionLM, ids, given=0):
-    "The text of `ids` up to the first [EOS] after the `given` ones"
-    end = next((i for i in range(given, len(ids)) if ids[i] == self.tokenizer.eos), len(ids))
-    return self.tokenizer.decode(ids[:end])
+    kw |= dict(steps=steps, sampler=sampler, seed=seed) | (dict(avoid=[[self.tokenizer.eos]]) if include else dict(stop=self.tokenizer.eos)) # an end would cut words off
+    rows = self._rows(self._place(ids, given, include, n, seed), n, **kw)
+    return [self._text(self._clean(x, when > 0, avoid, i, **kw), given) for i, (x, when, _) in enumerate(rows)]
 
 # %% ../nbs/12_lm.ipynb #000f
 @patch
 def infill(self:DiffusionLM,
            template,            # text with `[MASK]` or `[MASK:n]`
-           n=1, steps=64, sampler="ancestral", seed=0, **kw):
+           n=1, steps=64, sampler="ancestral", seed=0,
+           avoid=(),            # words that must not come up
+           **kw):
     "A list of `n` texts in which the holes of `template` are filled"
     if self.model.causal: raise UserError("an autoregressive model cannot infill; use a run with a diffusion objective")
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids, size = self._padded(template)
-    return [self.tokenizer.decode(x[:size].tolist()) for x, *_ in self._rows(ids, n, steps=steps, sampler=sampler, seed=seed, **kw)]
+    kw |= dict(steps=steps, sampler=sampler, seed=seed, only=torch.arange(len(ids), device=self.device if self.device.type != "mps" else "cpu") < size)
+    return [self.tokenizer.decode(self._clean(x, when > 0, avoid, i, **kw)[:size]) for i, (x, when, _) in enumerate(self._rows(ids, n, **kw))]
 
 @patch
 def _padded(self:DiffusionLM, template):
@@ -103,6 +151,22 @@ def _padded(self:DiffusionLM, template):
     ids = self.tokenizer.encode_template(template)
     if len(ids) > self.length: raise UserError(f"the template has {len(ids)} tokens, the model's context only {self.length}")
     return np.concatenate([ids, np.full(self.length - len(ids), self.tokenizer.mask)]), len(ids)
+
+# %% ../nbs/12_lm.ipynb #1004
+@patch
+def stream(self:DiffusionLM,
+           prompt="",      # text to start from, or
+           template=None,  # a template to fill
+           length=None, steps=64, sampler="ancestral", seed=0, row=0, **kw):
+    "Yield (text, `Frame`) after every step; what is masked shows as ░"
+    ids, size = (self.template(prompt, length), None) if template is None else self._padded(template)
+    home = "cpu" if self.device.type == "mps" else self.device
+    only = None if size is None else torch.arange(len(ids), device=home) < size
+    given = len(ids) - int((ids == self.tokenizer.mask).sum())
+    with autocast(self.device, self.dtype):
+        for f in denoise(self.model, torch.as_tensor(ids)[None].to(home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=only,
+                         stop=self.tokenizer.eos if size is None else None, **kw):
+            yield self._text(f.x[0, :size].tolist(), given if size is None else 0, hole="░"), f
 
 # %% ../nbs/12_lm.ipynb #0012
 @patch
@@ -134,7 +198,8 @@ def watch(self:DiffusionLM, path,
     jobs += [(f"infill: “{t}”", "fixed", *self._padded(t)) for t in templates]
     samples = []
     for label, given, ids, size in jobs:
-        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, **kw))
+        only = None if size is None else torch.arange(len(ids)) < size
+        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, only=only if only is None else only.to("cpu" if self.device.type == "mps" else self.device), **kw))
         x, when, p = x[:size].tolist(), when[:size].tolist(), p[:size].tolist()
         samples.append(dict(label=label, sampler="left-to-right" if self.model.causal else str(sampler), seed=seed,
                             steps=max(1, *when), tokens=self._pieces(x), when=when,

@@ -8,12 +8,13 @@ __all__ = ['CACHES', 'Frame', 'denoise', 'sample', 'trace', 'denoising_page']
 # %% ../nbs/10a_sampler.ipynb #0003
 import json
 from importlib import resources
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np, torch
 
 from .core import UserError, rng, unknown, write_text
-from .policies import LeftToRight, Step, check_shape, make_policy, reshape
+from .policies import FirstHitting, LeftToRight, Step, check_shape, make_policy, reshape
 
 # %% ../nbs/10a_sampler.ipynb #0006
 CACHES = ("prefix", "dual")
@@ -78,9 +79,11 @@ def denoise(model,                # has `features` and `head`
             block=None,           # finish so many positions before the next, from the first that is free in any row
             cache=None,           # with blocks: "prefix" or "dual"
             stop=None,            # a token behind which nothing need be written
+            avoid=(),             # sequences of tokens that must not be written
+            only=None,            # which of the masked positions to fill (b,l) or (l,); all if not given
             **params):            # of the sampler
     "Yield a `Frame` after every step; the last has no `[MASK]` left"
-    policy, start = make_policy(sampler, **params), x == model.mask
+    policy, start = make_policy(sampler, **params), (x == model.mask) & (True if only is None else only)
     if model.causal: policy = _causal_policy(start, sampler, block, cache)
     policy.grid(grid_name, steps) # complains about both
     check_shape(temperature, top_k, top_p)
@@ -93,20 +96,25 @@ def denoise(model,                # has `features` and `head`
         here[:, slice(*span)] = start[:, slice(*span)]
         size, kept, times = int(here.sum(1).max()), None, uniforms()
         shares = policy.grid(grid_name, max(1, round(steps*size/max(1, int(start.sum(1).max())))))
-        for i in range(size if policy.grows else len(shares) - 1):
+        rounds = size if policy.grows else len(shares) - 1
+        for i in count():
+            act = policy if i < rounds else FirstHitting() # what a forbidden sequence has left open
             open = here & ~_behind(x, start, stop)
             masked, u = open & (x == model.mask), uniforms(2)
-            if not (masked.any() or policy.forgets and open.any()): break
+            if not (masked.any() or act.forgets and open.any()): break
             step = Step(i, shares, open, times, seen)
-            step = step._replace(want=policy.ask(x, masked, step, u))
-            new, back = torch.zeros_like(masked), policy.forget(x, masked, step, u)
+            step = step._replace(want=act.ask(x, masked, step, u))
+            new, back = torch.zeros_like(masked), act.forget(x, masked, step, u)
             if step.want.any():
                 logits, kept = _read_causal(model, x, step.want, kept) if model.causal else _read(model, x, step.want, kept, span, cache)
                 logits, calls = logits if logits.dtype == torch.float64 else logits.float(), calls + 1
+                if avoid: logits = _forbid(logits, x, step.want, avoid)
                 step = step._replace(raw=logits.log_softmax(-1))
-                new, tokens = policy(_shape(logits, x, masked, step, temperature, top_k, top_p, repetition), x, masked, step, u)
+                new, tokens = act(_shape(logits, x, masked, step, temperature, top_k, top_p, repetition), x, masked, step, u)
                 seen = seen.masked_scatter(new, step.raw[new[step.want]].gather(1, tokens[:, None])[:, 0].float())
                 x = x.masked_scatter(new, tokens)
+            if avoid and (bad := new & _complete(x, avoid)).any(): # finished by several tokens of this step together
+                x, seen, new = x.masked_fill(bad, model.mask), seen.masked_fill(bad, 0.), new & ~bad
             if back is not None: x, seen = x.masked_fill(back, model.mask), seen.masked_fill(back, 0.)
             done += 1
             last = not ((x == model.mask) & start & ~_behind(x, start, stop)).any()
@@ -122,6 +130,31 @@ def _spans(l, start, block, cache):
     if block < 1: raise UserError(f"block must be at least 1, got {block}")
     free = start.any(0).nonzero()[:, 0]
     return [(i, min(l, i + block)) for i in range(int(free[0]), l, block) if start[:, i:i + block].any()] if len(free) else []
+
+def _hits(x, s):
+    "Which tokens of the sequence `s` are in place, for each place where it could begin (b,places,len(s))"
+    n = x.shape[1] - len(s) + 1
+    return torch.stack([x[:, i:i + n] == int(v) for i, v in enumerate(s)], -1)
+
+def _forbid(logits, x, want, avoid):
+    "Logits (n,V) in which no token completes a sequence to avoid"
+    logits = logits.clone()
+    for s in avoid:
+        if len(s) > x.shape[1]: continue
+        hits = _hits(x, s)
+        for j, v in enumerate(s):
+            at = torch.zeros_like(want)
+            at[:, j:j + hits.shape[1]] = hits.sum(-1) - hits[..., j].long() == len(s) - 1 # all but this one are there
+            logits[:, int(v)] = logits[:, int(v)].masked_fill(at[want], -torch.inf)
+    return logits
+
+def _complete(x, avoid):
+    "Positions (b,l) that belong to a sequence to avoid"
+    bad = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
+    for s in (s for s in avoid if len(s) <= x.shape[1]):
+        whole = _hits(x, s).all(-1)
+        for i in range(len(s)): bad[:, i:i + whole.shape[1]] |= whole
+    return bad
 
 def _behind(x, start, stop):
     "Positions (b,l) behind the first `stop` that was written"
