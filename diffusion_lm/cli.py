@@ -156,7 +156,7 @@ def sample_command(args):
     p.add_argument("--length", type=int, default=0, help="tokens in all, prompt included (default: the model's context)")
     p.add_argument("--sampler", type=str, default="", help=f"one of {', '.join(SAMPLERS)}")
     p.add_argument("--steps", type=int, default=64, help="denoising steps")
-    p.add_argument("--grid", type=str, default="uniform", help="how the steps are spread: uniform, cosine or fisher-rao")
+    p.add_argument("--grid", type=str, default="uniform", help="how the steps are spread: uniform, cosine, fisher-rao, or learned from the run's own losses")
     p.add_argument("--temperature", type=float, default=1., help="below 1 tidier, above 1 wilder, 0 the most probable")
     p.add_argument("--top-k", "--top_k", dest="top_k", type=int, default=0, help="draw from the k most probable tokens")
     p.add_argument("--top-p", "--top_p", dest="top_p", type=float, default=1., help="draw from the fewest tokens with this much probability")

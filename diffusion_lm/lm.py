@@ -12,17 +12,18 @@ from itertools import groupby
 import numpy as np, torch, yaml
 from fastcore.basics import patch
 
-from .core import UserError, autocast, find_run, pick_device, pick_dtype, rng
+from .core import UserError, autocast, find_run, pick_device, pick_dtype, read_json, rng
 from .metrics import Estimate, evaluate
 from .models import BaselineDreamModel, ModelConfig, load_weights, n_params
 from .sampler import denoise, denoising_page, sample, trace
+from .schedule import information_grid
 from .tokenizer import Tokenizer
 
 # %% ../nbs/12_lm.ipynb #0006
 class DiffusionLM:
     "A model with its tokenizer: text in, text out"
-    def __init__(self, model, tokenizer, name="model", dtype=torch.float32):
-        self.model, self.tokenizer, self.name, self.dtype = model.eval(), tokenizer, name, dtype
+    def __init__(self, model, tokenizer, name="model", dtype=torch.float32, profile=None): # profile: `loss_by_share` of an evaluation, for a learned grid
+        self.model, self.tokenizer, self.name, self.dtype, self.profile = model.eval(), tokenizer, name, dtype, profile
         self.device = next(model.parameters()).device
         self.length = model.config.length
 
@@ -42,7 +43,8 @@ class DiffusionLM:
         try: model.load_state_dict(load_weights(path/"model.safetensors", tokenizer=tok.fingerprint))
         except RuntimeError: raise UserError(f"the weights of {path.name} do not fit its config.yaml or tokenizer.json") from None
         dtype = pick_dtype(device) if device.type == "cuda" else torch.float32 # a few rows at a time: on a CPU float32 is as fast
-        return cls(model.to(device), tok, path.name, dtype)
+        profile = (read_json(path/"summary.json") if (path/"summary.json").exists() else {}).get("loss_by_share")
+        return cls(model.to(device), tok, path.name, dtype, profile)
 
     def __repr__(self):
         kind = "autoregressive" if self.model.causal else "masked diffusion"
@@ -52,11 +54,19 @@ class DiffusionLM:
 @patch
 def _rows(self:DiffusionLM, ids, n, batch=16, **kw):
     "Yield (tokens, when, p) for each of `n` samples from the template `ids` (l,), or from one for each (n,l)"
+    kw = self._learned(kw)
     x = torch.as_tensor(ids).expand(n, -1).to("cpu" if self.device.type == "mps" else self.device)
     for i in range(0, n, batch):
         rows = range(i, min(n, i + batch))
         with autocast(self.device, self.dtype): out = trace(self.model, x[i:i + batch], rows=rows, **kw)
         yield from zip(*(o.cpu() for o in out))
+
+@patch
+def _learned(self:DiffusionLM, kw):
+    "The options, with `grid_name=\"learned\"` replaced by the grid that suits the run's own losses"
+    if kw.get("grid_name") != "learned": return kw
+    if self.profile is None: raise UserError(f"{self.name} has no loss_by_share in its summary.json, from which a grid could be learned")
+    return kw | {"grid_name": information_grid(self.profile["nats"], self.profile["tokens"])}
 
 @patch
 def template(self:DiffusionLM, prompt="", length=None):
@@ -122,7 +132,7 @@ def generate(self:DiffusionLM,
              seed=0,
              include=(),          # words that must occur, each at a random place
              avoid=(),            # words that must not
-             **kw):               # grid_name, temperature, block, cache, … and the sampler's own: see `denoise`
+             **kw):               # grid_name (also "learned"), temperature, block, cache, … and the sampler's own: see `denoise`
     "A list of `n` texts that begin with `prompt`; what would follow an end of text is not written"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids = self.template(prompt, length)
@@ -165,7 +175,7 @@ def stream(self:DiffusionLM,
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
     with autocast(self.device, self.dtype):
         for f in denoise(self.model, torch.as_tensor(ids)[None].to(home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=only,
-                         stop=self.tokenizer.eos if size is None else None, **kw):
+                         stop=self.tokenizer.eos if size is None else None, **self._learned(kw)):
             yield self._text(f.x[0, :size].tolist(), given if size is None else 0, hole="░"), f
 
 # %% ../nbs/12_lm.ipynb #0012

@@ -18,7 +18,7 @@ from torch import nn
 from .core import UserError, atomic, autocast, read_jsonl, rng
 from .data import eval_windows
 from .layers import Attention, rope
-from .metrics import LEVELS, score_windows
+from .metrics import LEVELS, by_level, score_windows
 from .objective import masked_nll
 from .sampler import denoise
 from .schedule import mask_share, stratified_times
@@ -111,7 +111,8 @@ def essential(model, objective, # the model to look at, and the `Objective` that
               x, draws=4, seed=0, dtype=torch.float32): # windows (b,l), and passes over them
     "Masked accuracy, overall and by corruption level, and the effectiveness of the objective's weighting"
     with _looking(model, x, dtype) as x:
-        nats, (hits, asked) = score_windows(model, x, draws, seed=seed, dtype=dtype)
+        nats, bands = score_windows(model, x, draws, seed=seed, dtype=dtype)
+        hits, asked = by_level(bands)
         if model.causal:
             logp, y = _guess(model, x, x != model.pad)
             return {"accuracy": float((logp.argmax(-1) == y).float().mean()), "accuracy_by_level": {}, "effectiveness": effectiveness(nats.sum((1, 2)))}

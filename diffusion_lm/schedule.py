@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'GRIDS', 'Schedule', 'make_schedule', 'mask_random', 'mask_count', 'mask_share', 'stratified_times',
-           'grid']
+           'grid', 'information_grid']
 
 # %% ../nbs/03_schedule.ipynb #0003
 import math
@@ -77,10 +77,34 @@ def stratified_times(n, u): # n: how many times; u: one uniform in [0,1)
 # %% ../nbs/03_schedule.ipynb #0012
 GRIDS = {"uniform": lambda s: 1 - s, "cosine": lambda s: np.cos(np.pi*s/2), "fisher-rao": lambda s: np.cos(np.pi*s/2)**2}
 
-def grid(name, steps): # name: one of `GRIDS`; steps: how many intervals
+def grid(name,   # one of `GRIDS`, or a function like theirs
+         steps): # how many intervals
     "Masked shares (steps+1,) from exactly 1 down to exactly 0"
-    if name not in GRIDS: raise unknown("grid", name, GRIDS)
+    if not callable(name) and name not in GRIDS: raise unknown("grid", name, GRIDS)
     if not 1 <= steps <= 1 << 20: raise UserError(f"steps must be between 1 and {1 << 20}, got {steps}")
-    g = GRIDS[name](np.linspace(0, 1, steps + 1))
+    g = (name if callable(name) else GRIDS[name])(np.linspace(0, 1, steps + 1))
     g[0], g[-1] = 1, 0
     return g
+
+# %% ../nbs/03_schedule.ipynb #1001
+def _rising(y, w):
+    "The rising sequence nearest to `y` with weights `w`, by pooling what falls"
+    pools = []
+    for v, n in zip(y, w):
+        pools.append([v, n, 1])
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (a, m, i), (b, n, j) = pools[-2:]
+            pools[-2:] = [[(a*m + b*n)/(m + n), m + n, i + j]]
+    return np.concatenate([np.full(k, v) for v, _, k in pools])
+
+def information_grid(nats,    # mean loss of a masked token in equal bands of the masked share, rising
+                     n=None): # how many tokens each mean is over; 0 where there were none
+    "A function like those of `GRIDS`, with as many steps at each share as the text needs there"
+    nats, n = np.asarray(nats, float), np.ones(len(nats)) if n is None else np.asarray(n, float)
+    at, known = (np.arange(len(nats)) + .5)/len(nats), n > 0
+    if known.sum() < 2: raise UserError("a learned grid needs the losses of at least two bands of the masked share")
+    h, fine = _rising(nats[known], n[known]), np.linspace(0, 1, 257)
+    slope = np.interp(fine, (at[known][1:] + at[known][:-1])/2, np.diff(h)/np.diff(at[known])) # level beyond the ends
+    density = np.sqrt(slope + 1e-3*slope.mean() + 1e-12)
+    density = np.concatenate([[0], (density[1:] + density[:-1]).cumsum()])
+    return lambda s: np.interp(1 - s, density/density[-1], fine)
