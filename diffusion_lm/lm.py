@@ -25,6 +25,7 @@ class DiffusionLM:
     def __init__(self, model, tokenizer, name="model", dtype=torch.float32, profile=None): # profile: `loss_by_share` of an evaluation, for a learned grid
         self.model, self.tokenizer, self.name, self.dtype, self.profile = model.eval(), tokenizer, name, dtype, profile
         self.device = next(model.parameters()).device
+        self.home = torch.device("cpu") if self.device.type == "mps" else self.device # where tokens live: the loop draws in float64, which MPS lacks
         self.length = model.config.length
 
     @classmethod
@@ -55,7 +56,7 @@ class DiffusionLM:
 def _rows(self:DiffusionLM, ids, n, batch=16, **kw):
     "Yield (tokens, when, p) for each of `n` samples from the template `ids` (l,), or from one for each (n,l)"
     kw = self._learned(kw)
-    x = torch.as_tensor(ids).expand(n, -1).to("cpu" if self.device.type == "mps" else self.device)
+    x = torch.as_tensor(ids).expand(n, -1).to(self.home)
     for i in range(0, n, batch):
         rows = range(i, min(n, i + batch))
         with autocast(self.device, self.dtype): out = trace(self.model, x[i:i + batch], rows=rows, **kw)
@@ -108,8 +109,7 @@ def _clean(self:DiffusionLM, x, free, words, row, seed=0, avoid=(), tries=100, *
         if not hole.any(): raise UserError(f"'{hit[1]}' is to be avoided, but it is given")
         bans.append(ids[a:b + 1])
         with autocast(self.device, self.dtype):
-            home = "cpu" if self.device.type == "mps" else self.device
-            x = sample(self.model, x.masked_fill(hole, self.tokenizer.mask)[None].to(home), sampler="left-to-right" if self.model.causal else "first-hitting",
+            x = sample(self.model, x.masked_fill(hole, self.tokenizer.mask)[None].to(self.home), sampler="left-to-right" if self.model.causal else "first-hitting",
                        seed=f"{seed} again {i}", rows=[row], avoid=bans, **kw)[0].cpu()
     raise UserError(f"'{hit[1]}' came up {tries} times: it cannot be avoided here")
 
@@ -152,7 +152,7 @@ def infill(self:DiffusionLM,
     if self.model.causal: raise UserError("an autoregressive model cannot infill; use a run with a diffusion objective")
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids, size = self._padded(template)
-    kw |= dict(steps=steps, sampler=sampler, seed=seed, only=torch.arange(len(ids), device=self.device if self.device.type != "mps" else "cpu") < size)
+    kw |= dict(steps=steps, sampler=sampler, seed=seed, only=torch.arange(len(ids), device=self.home) < size)
     return [self.tokenizer.decode(self._clean(x, when > 0, avoid, i, **kw)[:size]) for i, (x, when, _) in enumerate(self._rows(ids, n, **kw))]
 
 @patch
@@ -170,11 +170,10 @@ def stream(self:DiffusionLM,
            length=None, steps=64, sampler="ancestral", seed=0, row=0, **kw):
     "Yield (text, `Frame`) after every step; what is masked shows as ░"
     ids, size = (self.template(prompt, length), None) if template is None else self._padded(template)
-    home = "cpu" if self.device.type == "mps" else self.device
-    only = None if size is None else torch.arange(len(ids), device=home) < size
+    only = None if size is None else torch.arange(len(ids), device=self.home) < size
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
     with autocast(self.device, self.dtype):
-        for f in denoise(self.model, torch.as_tensor(ids)[None].to(home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=only,
+        for f in denoise(self.model, torch.as_tensor(ids)[None].to(self.home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=only,
                          stop=self.tokenizer.eos if size is None else None, **self._learned(kw)):
             yield self._text(f.x[0, :size].tolist(), given if size is None else 0, hole="░"), f
 
@@ -208,8 +207,8 @@ def watch(self:DiffusionLM, path,
     jobs += [(f"infill: “{t}”", "fixed", *self._padded(t)) for t in templates]
     samples = []
     for label, given, ids, size in jobs:
-        only = None if size is None else torch.arange(len(ids)) < size
-        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, only=only if only is None else only.to("cpu" if self.device.type == "mps" else self.device), **kw))
+        only = None if size is None else torch.arange(len(ids), device=self.home) < size
+        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, only=only, **kw))
         x, when, p = x[:size].tolist(), when[:size].tolist(), p[:size].tolist()
         samples.append(dict(label=label, sampler="left-to-right" if self.model.causal else str(sampler), seed=seed,
                             steps=max(1, *when), tokens=self._pieces(x), when=when,
