@@ -190,6 +190,20 @@ def bits_per_byte(self:DiffusionLM, text, draws=8, seed=0):
     "Bits per byte of `text` as an `Estimate`"
     return Estimate(**self.score(text, draws, seed)["bits_per_byte"])
 
+# %% ../nbs/12_lm.ipynb #1007
+@patch
+@torch.no_grad()
+def embed(self:DiffusionLM, texts): # one text or several
+    "A vector of unit length for each text (n,d), float32 on the CPU"
+    out = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        ids = torch.from_numpy(self.tokenizer.encode(text)).to(self.device)
+        if not len(ids): raise UserError("there is nothing to embed: the text is empty")
+        t = None if self.model.time is None else torch.zeros(1, device=self.device)
+        with autocast(self.device, self.dtype): h = torch.cat([self.model.features(w[None], t)[0][0] for w in ids.split(self.length)])
+        out.append(torch.nn.functional.normalize(h.float().mean(0), dim=0).cpu())
+    return torch.stack(out)
+
 # %% ../nbs/12_lm.ipynb #0015
 @patch
 def _pieces(self:DiffusionLM, ids):
