@@ -22,8 +22,9 @@ from .tokenizer import Tokenizer
 # %% ../nbs/12_lm.ipynb #0006
 class DiffusionLM:
     "A model with its tokenizer: text in, text out"
-    def __init__(self, model, tokenizer, name="model", dtype=torch.float32, profile=None): # profile: `loss_by_share` of an evaluation, for a learned grid
-        self.model, self.tokenizer, self.name, self.dtype, self.profile = model.eval(), tokenizer, name, dtype, profile
+    def __init__(self, model, tokenizer, name="model", dtype=torch.float32, folder=None): # folder: of the run, which holds its summary
+        self.model, self.tokenizer, self.name, self.dtype, self.folder = model.eval(), tokenizer, name, dtype, folder
+        self.profile = None # `loss_by_share` of an evaluation; the run's own if not set
         self.device = next(model.parameters()).device
         self.home = torch.device("cpu") if self.device.type == "mps" else self.device # where tokens live: the loop draws in float64, which MPS lacks
         self.length = model.config.length
@@ -44,8 +45,7 @@ class DiffusionLM:
         try: model.load_state_dict(load_weights(path/"model.safetensors", tokenizer=tok.fingerprint))
         except RuntimeError: raise UserError(f"the weights of {path.name} do not fit its config.yaml or tokenizer.json") from None
         dtype = pick_dtype(device) if device.type == "cuda" else torch.float32 # a few rows at a time: on a CPU float32 is as fast
-        profile = (read_json(path/"summary.json") if (path/"summary.json").exists() else {}).get("loss_by_share")
-        return cls(model.to(device), tok, path.name, dtype, profile)
+        return cls(model.to(device), tok, path.name, dtype, path)
 
     def __repr__(self):
         kind = "autoregressive" if self.model.causal else "masked diffusion"
@@ -66,8 +66,10 @@ def _rows(self:DiffusionLM, ids, n, batch=16, **kw):
 def _learned(self:DiffusionLM, kw):
     "The options, with `grid_name=\"learned\"` replaced by the grid that suits the run's own losses"
     if kw.get("grid_name") != "learned": return kw
-    if self.profile is None: raise UserError(f"{self.name} has no loss_by_share in its summary.json, from which a grid could be learned")
-    return kw | {"grid_name": information_grid(self.profile["nats"], self.profile["tokens"])}
+    summary = self.folder and self.folder/"summary.json" # read here: nothing else needs it
+    profile = self.profile or (summary and summary.exists() and read_json(summary).get("loss_by_share"))
+    if not profile: raise UserError(f"{self.name} has no loss_by_share in its summary.json, from which a grid could be learned")
+    return kw | {"grid_name": information_grid(profile["nats"], profile["tokens"])}
 
 @patch
 def template(self:DiffusionLM, prompt="", length=None):
@@ -96,7 +98,7 @@ def _place(self:DiffusionLM, ids, given, words, n, seed):
 @patch
 def _clean(self:DiffusionLM, x, free, words, row, seed=0, avoid=(), tries=100, **kw):
     "The tokens of `x` (l,), a list, with the free ones written anew where a word of `words` came up"
-    bans, spell = [*avoid], lambda ids: b"".join(self.tokenizer.bytes[i] or b"" for i in ids).decode("utf-8", "replace")
+    bans, spell = [*avoid], self.tokenizer.decode
     find = re.compile(r"(?<!\w)(" + "|".join(re.escape(w.strip()) for w in words) + r")(?!\w)", re.I) if words else None
     kw = {k: v for k, v in kw.items() if k in ("temperature", "top_k", "top_p", "only")}
     for i in range(tries):
@@ -152,7 +154,7 @@ def infill(self:DiffusionLM,
     if self.model.causal: raise UserError("an autoregressive model cannot infill; use a run with a diffusion objective")
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids, size = self._padded(template)
-    kw |= dict(steps=steps, sampler=sampler, seed=seed, only=torch.arange(len(ids), device=self.home) < size)
+    kw |= dict(steps=steps, sampler=sampler, seed=seed, only=self._within(ids, size))
     return [self.tokenizer.decode(self._clean(x, when > 0, avoid, i, **kw)[:size]) for i, (x, when, _) in enumerate(self._rows(ids, n, **kw))]
 
 @patch
@@ -162,6 +164,11 @@ def _padded(self:DiffusionLM, template):
     if len(ids) > self.length: raise UserError(f"the template has {len(ids)} tokens, the model's context only {self.length}")
     return np.concatenate([ids, np.full(self.length - len(ids), self.tokenizer.mask)]), len(ids)
 
+@patch
+def _within(self:DiffusionLM, ids, size):
+    "The first `size` positions of `ids` (l,), which alone are to be filled; None for all"
+    return None if size is None else torch.arange(len(ids), device=self.home) < size
+
 # %% ../nbs/12_lm.ipynb #1004
 @patch
 def stream(self:DiffusionLM,
@@ -170,10 +177,9 @@ def stream(self:DiffusionLM,
            length=None, steps=64, sampler="ancestral", seed=0, row=0, **kw):
     "Yield (text, `Frame`) after every step; what is masked shows as ░"
     ids, size = (self.template(prompt, length), None) if template is None else self._padded(template)
-    only = None if size is None else torch.arange(len(ids), device=self.home) < size
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
     with autocast(self.device, self.dtype):
-        for f in denoise(self.model, torch.as_tensor(ids)[None].to(self.home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=only,
+        for f in denoise(self.model, torch.as_tensor(ids)[None].to(self.home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=self._within(ids, size),
                          stop=self.tokenizer.eos if size is None else None, **self._learned(kw)):
             yield self._text(f.x[0, :size].tolist(), given if size is None else 0, hole="░"), f
 
@@ -199,8 +205,7 @@ def embed(self:DiffusionLM, texts): # one text or several
     for text in [texts] if isinstance(texts, str) else texts:
         ids = torch.from_numpy(self.tokenizer.encode(text)).to(self.device)
         if not len(ids): raise UserError("there is nothing to embed: the text is empty")
-        t = None if self.model.time is None else torch.zeros(1, device=self.device)
-        with autocast(self.device, self.dtype): h = torch.cat([self.model.features(w[None], t)[0][0] for w in ids.split(self.length)])
+        with autocast(self.device, self.dtype): h = torch.cat([self.model.features(w[None])[0][0] for w in ids.split(self.length)])
         out.append(torch.nn.functional.normalize(h.float().mean(0), dim=0).cpu())
     return torch.stack(out)
 
@@ -221,8 +226,7 @@ def watch(self:DiffusionLM, path,
     jobs += [(f"infill: “{t}”", "fixed", *self._padded(t)) for t in templates]
     samples = []
     for label, given, ids, size in jobs:
-        only = None if size is None else torch.arange(len(ids), device=self.home) < size
-        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, only=only, **kw))
+        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, only=self._within(ids, size), **kw))
         x, when, p = x[:size].tolist(), when[:size].tolist(), p[:size].tolist()
         samples.append(dict(label=label, sampler="left-to-right" if self.model.causal else str(sampler), seed=seed,
                             steps=max(1, *when), tokens=self._pieces(x), when=when,

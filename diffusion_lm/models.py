@@ -65,6 +65,7 @@ def neighbours(heads, causal=False):
     "How far ahead each head looks at first: -1, 1, -2, 2, … or, where none may look ahead, -1, -2, …"
     return [-h - 1 if causal else (h//2 + 1)*(1 if h % 2 else -1) for h in range(heads)]
 
+# %% ../nbs/07_models.ipynb #3000
 class BaselineDreamModel(nn.Module):
     "Transformer over tokens: a bidirectional denoiser or, with `causal`, an autoregressive model"
     def __init__(self, config,     # `ModelConfig`
@@ -128,6 +129,7 @@ class BaselineDreamModel(nn.Module):
         c = self.config
         return f"BaselineDreamModel({'causal' if self.causal else 'bidirectional'}, {c.layers}×{c.width}, {c.heads} heads, length {c.length}, {n_params(self):,} parameters)"
 
+# %% ../nbs/07_models.ipynb #3001
 def n_params(model, embedding=True):
     "Number of parameters, with or without the (tied) embedding"
     return sum(p.numel() for n, p in model.named_parameters() if embedding or not n.startswith("embed."))

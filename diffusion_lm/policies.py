@@ -123,8 +123,7 @@ class ReMDM(Policy):
         return torch.full(masked.shape, self.eta*most if self.kind == "rescale" else min(self.eta, most), dtype=torch.float64, device=masked.device)
 
     def ask(self, x, masked, step, u):
-        sigma = 0. if self.kind == "confidence" else self.sigma(masked, step)
-        return masked & (u[..., 0] < (1 - step.next - (1 - sigma)*(1 - step.now))/step.now)
+        return masked & (u[..., 0] < (1 - step.next - (1 - self.sigma(masked, step))*(1 - step.now))/step.now)
 
     def forget(self, x, masked, step, u): return step.open & ~masked & (u[..., 0] < self.sigma(masked, step))
 

@@ -67,6 +67,7 @@ class Frame(NamedTuple):
     logp: torch.Tensor  # the model's log-probability of each token when it was revealed (b,l), 0 elsewhere
     calls: int          # evaluations of the network so far
 
+# %% ../nbs/10a_sampler.ipynb #3000
 @torch.no_grad()
 def denoise(model,                # has `features` and `head`
             x,                    # tokens (b,l), [MASK] where free
@@ -90,7 +91,7 @@ def denoise(model,                # has `features` and `head`
     if not 0 < repetition <= 100: raise UserError(f"repetition must be above 0 and at most 100, got {repetition}")
     gens = [rng(seed, "row", r) for r in (range(len(x)) if rows is None else rows)]
     uniforms = lambda *n: torch.from_numpy(np.stack([g.random((x.shape[1], *n)) for g in gens])).to(x.device)
-    x, seen, done, calls = x.clone(), torch.zeros(x.shape, device=x.device), 0, 0
+    x, seen, done, calls, shut = x.clone(), torch.zeros(x.shape, device=x.device), 0, 0, _behind(x, start, stop)
     for span in _spans(x.shape[1], start, block, cache):
         here = torch.zeros_like(start)
         here[:, slice(*span)] = start[:, slice(*span)]
@@ -99,7 +100,7 @@ def denoise(model,                # has `features` and `head`
         rounds = size if policy.grows else len(shares) - 1
         for i in count():
             act = policy if i < rounds else FirstHitting() # what a forbidden sequence has left open
-            open = here & ~_behind(x, start, stop)
+            open = here & ~shut
             masked, u = open & (x == model.mask), uniforms(2)
             if not (masked.any() or act.forgets and open.any()): break
             step = Step(i, shares, open, times, seen)
@@ -116,9 +117,8 @@ def denoise(model,                # has `features` and `head`
             if avoid and (bad := new & _complete(x, avoid)).any(): # finished by several tokens of this step together
                 x, seen, new = x.masked_fill(bad, model.mask), seen.masked_fill(bad, 0.), new & ~bad
             if back is not None: x, seen = x.masked_fill(back, model.mask), seen.masked_fill(back, 0.)
-            done += 1
-            last = not ((x == model.mask) & start & ~_behind(x, start, stop)).any()
-            yield Frame(done, x.masked_fill(_behind(x, start, stop) & (x == model.mask), model.pad) if last else x, new, seen, calls)
+            done, shut, left = done + 1, _behind(x, start, stop), (x == model.mask) & start
+            yield Frame(done, x if (left & ~shut).any() else x.masked_fill(left & shut, model.pad), new, seen, calls)
     if not done: yield Frame(0, x, torch.zeros_like(start), seen, 0) # there was nothing to do
 
 # %% ../nbs/10a_sampler.ipynb #000c
