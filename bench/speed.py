@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from diffusion_lm import layers, trainer
-from diffusion_lm.bench import AllLogits, Contestant, FixedBatch, _spread, clock
+from diffusion_lm.bench import AllLogits, Contestant, FixedBatch, spread, clock
 from diffusion_lm.core import describe_machine, keep_memory, pick_device, pick_dtype, to_json, write_text
 from diffusion_lm.models import BaselineDreamModel, ModelConfig
 from diffusion_lm.objective import Objective
@@ -42,7 +42,7 @@ def pairs():
         "AdamW instead of Muon": (stepper(optimizer="muon"), stepper())}
 
 def row(name, off, on):
-    r = _spread([a/b for a, b in zip(off, on)])
+    r = spread([a/b for a, b in zip(off, on)])
     return {"name": name, "off": statistics.median(off), "on": statistics.median(on), "ratio": r["value"], "low": r["low"], "high": r["high"]}
 
 def paid(rounds=5):

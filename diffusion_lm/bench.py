@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'STATED_FOR', 'SAVINGS', 'clock', 'matmul_peak', 'train_flops', 'XTransformer', 'XObjective', 'FixedBatch',
-           'Contestant', 'contestants', 'bench_train', 'bench_table', 'verdicts', 'timed', 'Stopwatch', 'overhead',
-           'overhead_table', 'AllLogits', 'bench_memory', 'memory_table']
+           'Contestant', 'contestants', 'spread', 'bench_train', 'bench_table', 'verdicts', 'timed', 'Stopwatch',
+           'overhead', 'overhead_table', 'AllLogits', 'bench_memory', 'memory_table']
 
 # %% ../nbs/20a_bench.ipynb #0003
 import contextlib, os, statistics, tempfile, time
@@ -63,7 +63,7 @@ def _x_transformers():
 
 class XTransformer(nn.Module):
     "x-transformers' network behind the interface of our models"
-    causal = False
+    causal, block = False, None
     def __init__(self, config, vocab_size, specials): # as for `BaselineDreamModel`
         super().__init__()
         x, c = _x_transformers(), config.resolve()
@@ -83,7 +83,7 @@ class XTransformer(nn.Module):
 
 class XObjective(nn.Module):
     "x-transformers' own loss, which draws its own times and masks"
-    name = "x-transformers"
+    name, is_bound = "x-transformers", False
     def __init__(self, model):
         super().__init__()
         self.model = model
@@ -154,7 +154,7 @@ def contestants(config, vocab=8192, batch=16,       # `ModelConfig`, size of the
 TARGETS = {"mfu": (.60, .70), "speedup": (1.7, 2.)} # must, and may
 STATED_FOR = "preset small, 8,192 tokens of vocabulary, length 256, batch 16, on 2 CPU cores"
 
-def _spread(values):
+def spread(values):
     "Median and range"
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
 
@@ -164,7 +164,7 @@ def _entry(c, ours, peaks):
     "The figures of a contestant"
     s, tokens = statistics.median(c.wall), c.batch[0].numel()
     return {"name": c.name, "dtype": str(c.dtype)[6:], "optimizer": c.optimizer, "parameters": n_params(c.model), "seconds": s, "cpu_seconds": statistics.median(c.cpu),
-            "tokens_per_second": tokens/s, "gflops": c.flops/s/1e9, "mfu": statistics.median(_mfu(c, peaks)), "ratio": _spread([o/t for o, t in zip(ours.wall, c.wall)]),
+            "tokens_per_second": tokens/s, "gflops": c.flops/s/1e9, "mfu": statistics.median(_mfu(c, peaks)), "ratio": spread([o/t for o, t in zip(ours.wall, c.wall)]),
             "peak_memory": c.memory, "head": "at all positions" if c.name == "x-transformers" else "at masked positions"}
 
 def _mfu(c, peaks): return [c.flops/t/1e9/p for t, p in zip(c.wall, peaks[c.dtype])]
@@ -173,8 +173,8 @@ def _targets(runners, peaks):
     "How the two targets fare"
     ours, peers = runners[0], [c for c in runners if c.name == "x-transformers"]
     best = min(peers, key=lambda c: statistics.median(c.wall), default=None)
-    found = {"mfu": _spread(_mfu(ours, peaks)) | {"dtype": str(ours.dtype)[6:]},
-             "speedup": {} if best is None else _spread([t/o for o, t in zip(ours.wall, best.wall)]) | {"dtype": str(ours.dtype)[6:], "peer_dtype": str(best.dtype)[6:]}}
+    found = {"mfu": spread(_mfu(ours, peaks)) | {"dtype": str(ours.dtype)[6:]},
+             "speedup": {} if best is None else spread([t/o for o, t in zip(ours.wall, best.wall)]) | {"dtype": str(ours.dtype)[6:], "peer_dtype": str(best.dtype)[6:]}}
     for k, (target, aim) in TARGETS.items():
         v = found[k].get("value")
         found[k] = {"value": v, **found[k], "target": target, "aim": aim, "met": None if v is None else v >= target, "aim_met": None if v is None else v >= aim}
@@ -202,7 +202,7 @@ def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (pr
     applies = (device.type, torch.get_num_threads(), c.width, c.heads, c.layers, c.length, vocab, batch) == ("cpu", 2, 384, 6, 6, 256, 8192, 16)
     return {"machine": describe_machine(device), "device": str(device), "dtype": str(dtype)[6:], "threads": torch.get_num_threads(), "torch": torch.__version__,
             "load_before": load, "load_after": _load(), "preset": c.preset, "width": c.width, "layers": c.layers, "heads": c.heads, "vocab": vocab, "length": c.length,
-            "batch": batch, "rounds": rounds, "peak_gflops": _spread(peaks[dtype]), "peaks_gflops": {str(dt)[6:]: _spread(p) for dt, p in peaks.items()},
+            "batch": batch, "rounds": rounds, "peak_gflops": spread(peaks[dtype]), "peaks_gflops": {str(dt)[6:]: spread(p) for dt, p in peaks.items()},
             "contestants": [_entry(r, runners[0], peaks) for r in runners], "targets": _targets(runners, peaks) | {"stated_for": STATED_FOR, "applies": applies},
             "process_peak_memory": peak_memory(device), "notes": notes}
 

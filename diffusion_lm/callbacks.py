@@ -89,7 +89,7 @@ def sample_records(lm, cfg, seed=0, n=1):
     kw = dict(n=n, steps=cfg.steps, sampler=cfg.sampler, temperature=cfg.temperature, seed=seed)
     name = "left-to-right" if lm.model.causal else cfg.sampler
     texts = [(p, t) for p in cfg.prompts for t in lm.generate(p, **kw)]
-    if not lm.model.causal: texts += [(p, t) for p in cfg.templates for t in lm.infill(p, **kw)]
+    if lm.infills: texts += [(p, t) for p in cfg.templates for t in lm.infill(p, **kw)]
     return [{"text": t, "prompt": p, "seed": seed, "sampler": name, "steps": cfg.steps} for p, t in texts]
 
 class Samples(Callback):

@@ -163,7 +163,10 @@ def sample_command(args):
     p.add_argument("--cool", type=float, default=1., help="temperature towards the end of the text (default: the same all the way)")
     p.add_argument("--repetition", type=float, default=1., help="above 1: penalty on tokens that the text has already")
     p.add_argument("--block", type=int, default=0, help="finish so many tokens before the next")
-    p.add_argument("--cache", type=str, default="", help="with --block, keep what lies outside the block from its first step: prefix or dual")
+    p.add_argument("--cache", type=str, default="", help="with --block, keep what lies outside the block from its first step: prefix or dual; off: a block-diffusion model, which keeps what it has written, reads it anew")
+    p.add_argument("--guidance", type=float, default=0., help="above 0: heed the given tokens more than the model does (twice the evaluations)")
+    p.add_argument("--toward", type=str, default="", help="words to steer towards, separated by commas")
+    p.add_argument("--strength", type=float, default=3., help="of --toward: what is added to the logits of their tokens; below 0 steers away")
     own = {k: v for s in SAMPLERS for k, v in sampler_params(s).items()}
     for k, v in own.items():
         of = [s for s in SAMPLERS if k in sampler_params(s)]
@@ -185,8 +188,10 @@ def sample_command(args):
     given = lambda k: _value(args, f"--{k}") is not None
     kw = dict(n=o["n"], steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=(o["temperature"], o["cool"]) if given("cool") else o["temperature"],
               top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"], repetition=o["repetition"], block=o["block"] if given("block") else None,
-              cache=o["cache"] or None, **{k: o[k] for k in own if given(k)})
-    words = {k: [w.strip() for w in o[k].split(",") if w.strip()] for k in ("include", "avoid") if o[k]}
+              cache=o["cache"] or None, guidance=o["guidance"], **{k: o[k] for k in own if given(k)})
+    words = {k: [w.strip() for w in o[k].split(",") if w.strip()] for k in ("include", "avoid", "toward") if o[k]}
+    if given("strength") and "toward" not in words: raise UserError("--strength goes with --toward")
+    if "toward" in words: kw["target"] = lm.toward(words.pop("toward"), o["strength"])
     if o["stream"] or o["interactive"]:
         if o["json"] or words or o["n"] != 1: raise UserError("--stream and --interactive show one text at a time: without --json, -n, --include and --avoid")
         del kw["n"]

@@ -7,6 +7,8 @@ __all__ = ['RMSNorm', 'rope_freq', 'rope_table', 'rope', 'attend', 'look_at', 'A
            'linear_nll']
 
 # %% ../nbs/05_layers.ipynb #0003
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -86,14 +88,21 @@ def rope(x,         # queries or keys (b,l,h,head_dim)
 
 # %% ../nbs/05_layers.ipynb #000e
 def attend(q, k, v,       # (b,l,h,d), (b,s,h,d), (b,s,h,d)
-           mask=None,     # True where a query may look, broadcastable to (b,h,l,s)
+           mask=None,     # True where a query may look, broadcastable to (b,h,l,s); or a `BlockMask` of FlexAttention
            causal=False): # forbid looking ahead
     "Softmax attention, (b,l,h,d); the path is chosen by device, dtype and length"
+    if hasattr(mask, "mask_mod"): return _flex(q.device.type)(*(z.transpose(1, 2) for z in (q, k, v)), block_mask=mask).transpose(1, 2)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[1] <= 256: return _attend_plain(q, k, v, mask, causal)
     if causal and (mask is not None or q.shape[1] != k.shape[1]):
         ahead = _causal_mask(q.shape[1], k.shape[1], q.device)
         mask, causal = ahead if mask is None else mask & ahead, False
     return F.scaled_dot_product_attention(*(z.transpose(1, 2) for z in (q, k, v)), attn_mask=mask, is_causal=causal).transpose(1, 2)
+
+@lru_cache
+def _flex(device_type):
+    "FlexAttention: it must be compiled to be fast; on a CPU, where it is only tested, it is not worth that"
+    from torch.nn.attention.flex_attention import flex_attention
+    return flex_attention if device_type == "cpu" else torch.compile(flex_attention)
 
 def _causal_mask(l, s, device):
     "True where one of the last `l` of `s` positions may look"
@@ -183,9 +192,9 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("freq", 1000*1e4**-(torch.arange(n_freq)/n_freq), persistent=False)
         self.net = nn.Sequential(nn.Linear(2*n_freq, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
 
-    def forward(self, t): # (b,) -> (b,1,d)
-        a = t.float()[:, None]*self.freq
-        return self.net(torch.cat([a.cos(), a.sin()], -1))[:, None]
+    def forward(self, t): # (b,) -> (b,1,d), or (b,l) -> (b,l,d)
+        a = (t if t.ndim == 2 else t[:, None]).float()[..., None]*self.freq
+        return self.net(torch.cat([a.cos(), a.sin()], -1))
 
 # %% ../nbs/05_layers.ipynb #001a
 def _affine(h, scale=None, shift=0):

@@ -39,6 +39,7 @@ class ModelConfig:
     dropout: float = 0.                  # on what attention and feed-forward add
     time_conditioning: bool = False      # tell the network the time (masked diffusion does not need it)
     neighbours: bool = True              # attention heads begin by looking at the tokens next to theirs
+    block: Optional[int] = None          # tokens in a block, of objective block (16 if not given)
 
     def resolve(self):
         "A copy with the preset filled in; raises `UserError` for sizes that cannot be"
@@ -48,6 +49,7 @@ class ModelConfig:
         for k in given:
             if not 1 <= getattr(c, k) <= 1 << 20: raise UserError(f"model.{k} must be between 1 and {1 << 20}, got {getattr(c, k)}")
         if c.width % (2*c.heads): raise UserError(f"model.width {c.width} must be a multiple of twice model.heads {c.heads}")
+        if c.block is not None and (not 1 <= c.block <= c.length or c.length % c.block): raise UserError(f"model.block {c.block} must divide model.length {c.length}")
         if not 0 <= c.dropout < 1: raise UserError(f"model.dropout must be at least 0 and below 1, got {c.dropout}")
         return c
 
@@ -68,6 +70,7 @@ def neighbours(heads, causal=False):
 # %% ../nbs/07_models.ipynb #3000
 class BaselineDreamModel(nn.Module):
     "Transformer over tokens: a bidirectional denoiser or, with `causal`, an autoregressive model"
+    block = None # of `BlockDiffusionModel`: tokens in a block
     def __init__(self, config,     # `ModelConfig`
                  vocab_size,       # tokens, special ones included
                  specials,         # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
@@ -101,7 +104,7 @@ class BaselineDreamModel(nn.Module):
         seen = 0 if cache is None else cache[0][0].shape[1]
         if pos is None: pos = torch.arange(seen, seen + x.shape[1], device=x.device)
         rot = [r.to(h.dtype) for r in rope_table(pos, self.config.width//self.config.heads)]
-        if mask is not None and mask.ndim == 2: mask = mask[:, None, None] # (b,s): which keys are real
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2: mask = mask[:, None, None] # (b,s): which keys are real
         cond = None if self.time is None else self.time(torch.zeros(len(x), device=x.device) if t is None else t)
         new, training = [], torch.is_grad_enabled()
         for block, c in zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks)):
@@ -119,6 +122,10 @@ class BaselineDreamModel(nn.Module):
         "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
         return linear_nll(h, self.embed.weight, y, self.never, smoothing)
 
+    def like(self):
+        "An untrained model of the same shape"
+        return type(self)(self.config, self.vocab_size, self.specials, self.causal)
+
     def compile_blocks(self):
         "From now on, train with compiled blocks; evaluation goes on with the plain ones"
         self.compiled = [torch.compile(b) for b in self.blocks]
@@ -127,7 +134,8 @@ class BaselineDreamModel(nn.Module):
 
     def __repr__(self):
         c = self.config
-        return f"BaselineDreamModel({'causal' if self.causal else 'bidirectional'}, {c.layers}×{c.width}, {c.heads} heads, length {c.length}, {n_params(self):,} parameters)"
+        kind = "causal" if self.causal else f"blocks of {self.block}" if self.block else "bidirectional"
+        return f"{type(self).__name__}({kind}, {c.layers}×{c.width}, {c.heads} heads, length {c.length}, {n_params(self):,} parameters)"
 
 # %% ../nbs/07_models.ipynb #3001
 def n_params(model, embedding=True):

@@ -19,7 +19,7 @@ from .core import UserError, atomic, autocast, read_jsonl, rng
 from .data import eval_windows
 from .layers import Attention, rope
 from .metrics import LEVELS, by_level, score_windows
-from .objective import masked_nll
+from .objective import hidden, masked_nll
 from .sampler import denoise
 from .schedule import mask_share, stratified_times
 from .trainer import Callback
@@ -81,13 +81,14 @@ def _looking(model, x, dtype):
 def _hide(model, x, share, g):
     "Exactly ⌈share·n⌉ of the n real tokens of each window (b,l); `share` is a number or (b,)"
     share, u = torch.as_tensor(share, dtype=torch.float32, device=x.device), torch.from_numpy(g.random(x.shape, dtype=np.float32)).to(x.device)
+    if getattr(model, "block", None): share = share.expand(len(x))[:, None].expand(-1, x.shape[1]//model.block) # of every block
     return mask_share(share, u, x != model.pad)[0]
 
 def _guess(model, x, masked):
     "Log-probabilities (n,V) at the masked tokens, and these tokens (n,); a causal model is asked for all real ones"
     x, masked, real = x.to(device := next(model.parameters(), x).device), masked.to(device), (x != model.pad).to(device)
     if model.causal: h, masked = model.features(torch.cat([torch.full_like(x[:, :1], model.bos), x[:, :-1]], 1))[0], real
-    else: h, _ = model.features(torch.where(masked, model.mask, x), masked.sum(-1)/real.sum(-1), mask=None if real.all() else real)
+    else: h = hidden(model, x, masked, (masked.sum(-1)/real.sum(-1))[:, None])
     logits = model.head(h[masked])
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1), x[masked]
 
@@ -100,11 +101,11 @@ def effectiveness(c): # terms (n,), none negative
 # %% ../nbs/14a_monitor.ipynb #0011
 def _terms(model, objective, x, g):
     "What each window adds to the loss (b,), masked and weighted as `objective` does, with stratified times"
-    n, nb = len(x), objective.noise.blocks
+    n, nb = len(x), objective.times(x.shape[1])
     t = stratified_times(n*nb, g.random())[g.permutation(n*nb)].float().view(n, nb).to(x.device)
     masked, w = objective.corrupt(x, t, torch.from_numpy(g.random(x.shape, dtype=np.float32)).to(x.device))
     c = torch.zeros(x.shape, device=x.device, dtype=torch.float64 if x.device.type == "cpu" else torch.float32)
-    c[masked] = (masked_nll(model, x, masked, t.mean(-1))*w[masked]).to(c.dtype)
+    c[masked] = (masked_nll(model, x, masked, t)*w[masked]).to(c.dtype)
     return c.sum(1)
 
 def essential(model, objective, # the model to look at, and the `Objective` that it is trained with
@@ -157,7 +158,7 @@ def important(model, x, # windows (b,l)
         g = rng(seed, "monitor", "guess")
         masked = _hide(model, x, stratified_times(len(x), g.random())[g.permutation(len(x))], g)
         for xb, mb in zip(x.split(batch), masked.split(batch)):
-            real = xb != model.pad
+            real = (xb != model.pad).repeat(1, 1 + bool(getattr(model, "block", None))) # of both streams
             with watch_attention(model, see): logp, y = _guess(model, xb, mb)
             top, guess = logp.max(-1)
             sure.append(top.exp()); right.append((guess == y).float())
@@ -211,8 +212,11 @@ def advanced(model, x,     # windows (b,l)
                 terms.append((c.sum(1)/masked.sum(1)).tolist())
         out = {} if counts is None else frequency_bias(true, said, counts)
         if model.causal: return out
-        c, a = np.array(terms), agreement(model, x, steps, seed=seed) # (share, window)
-        return {"schedule_optimality": effectiveness((c**2).mean(1)**.5), "loss_by_share": c.mean(1).tolist(), **out,
+        c = np.array(terms) # (share, window)
+        out = {"schedule_optimality": effectiveness((c**2).mean(1)**.5), "loss_by_share": c.mean(1).tolist(), **out}
+        if getattr(model, "block", None): return out # written block after block: there is no guess at the whole text
+        a = agreement(model, x, steps, seed=seed)
+        return {**out,
                 "agreement": a, "agreement_area": float(np.trapezoid(a)/steps), "decided_at": next(i for i, v in enumerate(a) if v >= .9)/steps}
 
 # %% ../nbs/14a_monitor.ipynb #0035

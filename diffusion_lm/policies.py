@@ -118,7 +118,7 @@ class ReMDM(Policy):
         "Probability of being masked again, for each position (b,l)"
         now, nxt = step.now, step.next
         most = min(1., nxt/(1 - now)) if now < 1 else 1.
-        if self.kind == "confidence": return most*torch.where(masked, -torch.inf, -step.seen.double().exp()).softmax(1).nan_to_num()
+        if self.kind == "confidence": return most*torch.where(step.open & ~masked, -step.seen.double().exp(), -torch.inf).softmax(1).nan_to_num()
         if self.kind == "loop" and now != nxt: most = 0.
         return torch.full(masked.shape, self.eta*most if self.kind == "rescale" else min(self.eta, most), dtype=torch.float64, device=masked.device)
 
@@ -146,7 +146,7 @@ class PredictorCorrector(ReMDM):
     def sigma(self, masked, step): return super().sigma(masked, step)*(step.now == step.next)
 
 # %% ../nbs/10_policies.ipynb #001e
-def _spread(values, want, fill=-torch.inf):
+def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
     return torch.full(want.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(want, values)
 
@@ -163,7 +163,7 @@ class Ranked(Policy):
 
     def __call__(self, logp, x, masked, step, u):
         tokens = draw(logp, u[..., 1][step.want])
-        score, order = _spread(self.score(step.raw, tokens), step.want).sort(dim=1, descending=True, stable=True)
+        score, order = _table(self.score(step.raw, tokens), step.want).sort(dim=1, descending=True, stable=True)
         n = self.count(score, masked, step)
         pos = step.want & (order.argsort(1) < n[:, None])
         return pos, tokens[pos[step.want]]

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np, torch, yaml
 
 from . import __version__
+from .block import make_model
 from .callbacks import Log, MaskRange, SampleConfig, Samples, Tracker, Validate, progress, sample_records
 from .core import (UserError, append_jsonl, atomic, describe_machine, keep_memory, list_runs, peak_memory, pick_device,
                                pick_dtype, read_jsonl, run_path, seed_everything, trim_jsonl, unknown, write_json, write_text)
 from .data import DataConfig, Loader, TokenizerConfig, prepare
 from .lm import DiffusionLM
 from .metrics import Estimate, evaluate, yardsticks
-from .models import BaselineDreamModel, ModelConfig, n_params
+from .models import ModelConfig, n_params
 from .monitor import Monitor, MonitorConfig, Norms, plot_monitor, plot_norms
 from .objective import NoiseConfig, Objective
 from .sampler import denoise
@@ -33,7 +34,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: str = "nelbo-count" # nelbo, nelbo-count, llada or ar
+    objective: str = "nelbo-count" # nelbo, nelbo-count, llada, block or ar
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     trainer: TrainConfig = field(default_factory=TrainConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
@@ -55,7 +56,7 @@ def load_config(path):
 def build(cfg, tok):
     "The untrained `Objective`, with its model, of a `RunConfig`"
     seed_everything(cfg.seed)
-    model = BaselineDreamModel(cfg.model, len(tok), tok.specials, causal=cfg.objective == "ar")
+    model = make_model(cfg.model, len(tok), tok.specials, cfg.objective)
     return Objective(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing)
 
 # %% ../nbs/14c_run.ipynb #0008
@@ -72,10 +73,14 @@ def wants_compile(cfg, params, device):
 # %% ../nbs/14c_run.ipynb #000a
 def _check(cfg, tok=None):
     "Refuse what cannot work, before anything is written; once more when the tokenizer is known"
+    if cfg.model.block is not None and cfg.objective != "block": raise UserError("model.block goes with objective block")
+    if cfg.objective == "block":
+        if cfg.noise.blocks != 1: raise UserError("objective block has a masking ratio for each block anyway: leave out noise.blocks")
+        cfg = replace(cfg, model=replace(cfg.model, block=16 if cfg.model.block is None else cfg.model.block))
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     if not 1 <= cfg.noise.blocks <= cfg.model.length or cfg.model.length % cfg.noise.blocks:
         raise UserError(f"noise.blocks {cfg.noise.blocks} must divide model.length {cfg.model.length}")
-    small = BaselineDreamModel(replace(cfg.model, width=8, heads=1, layers=1), 8, range(5), cfg.objective == "ar")
+    small = make_model(replace(cfg.model, width=8, heads=1, layers=1), 8, range(5), cfg.objective)
     Objective(small, cfg.objective, cfg.noise)
     if cfg.noise.progress != "none": MaskRange(cfg.noise)
     pick_dtype(pick_device(cfg.trainer.device), cfg.trainer.dtype)
@@ -83,9 +88,9 @@ def _check(cfg, tok=None):
     s = cfg.samples
     next(denoise(small, torch.full((1, 1), small.mask), steps=s.steps, sampler=s.sampler, temperature=s.temperature))
     if tok is not None: # the samples that the run is to show must be possible
-        lm = DiffusionLM(BaselineDreamModel(replace(cfg.model, width=8, heads=1, layers=1), len(tok), tok.specials), tok)
+        lm = DiffusionLM(make_model(replace(cfg.model, width=8, heads=1, layers=1), len(tok), tok.specials, cfg.objective), tok)
         for p in s.prompts: lm.template(p)
-        for t in s.templates: lm._padded(t)
+        for t in s.templates if lm.infills else (): lm._padded(t)
     return cfg
 
 _MAY_CHANGE = {"stop_at", "minutes", "log_every", "eval_every", "eval_tokens", "test_draws", "test_tokens", "sample_every", "save_every", "keep", "device", "dtype", "micro_batch", "checkpointing", "max_skips", "early_stop", "tracker"}
@@ -126,9 +131,9 @@ def train(cfg,                 # `RunConfig`
     corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)) if resume else cfg.tokenizer)
     if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
     cfg = _check(cfg, tok)
-    loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.noise.blocks)
+    loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.model.length//cfg.model.block if cfg.model.block else cfg.noise.blocks)
     objective, device = make(cfg, tok), pick_device(cfg.trainer.device)
-    if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count"): say("this training loss is no bound on the likelihood; evaluation is")
+    if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count", "block"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))
     log, samples = run/"log.jsonl", run/"samples.jsonl"
     calls = [EMA(), Log(log, quiet), Validate(store, tok), Samples(tok, cfg.samples, samples, cfg.seed), Checkpoint(run), *callbacks]
@@ -191,7 +196,7 @@ def finish(run, cfg, learn, model, tok, store, quiet=False):
     trim_jsonl(run/"samples.jsonl", lambda r: r["step"] < learn.step) # these may have been drawn before, by a run that was resumed
     for r in records: append_jsonl(run/"samples.jsonl", r | {"step": learn.step})
     bpb = Estimate(**summary["bits_per_byte"])
-    lm.watch(run/"denoising.html", cfg.samples.prompts, [] if lm.model.causal else cfg.samples.templates, steps=cfg.samples.steps,
+    lm.watch(run/"denoising.html", cfg.samples.prompts, cfg.samples.templates if lm.infills else [], steps=cfg.samples.steps,
              sampler=cfg.samples.sampler, temperature=cfg.samples.temperature, seed=cfg.seed,
              subtitle=f"{store.meta['corpus']} · {n_params(model)/1e6:.1f}M parameters · {bpb}")
     plot_loss(run)
@@ -236,7 +241,7 @@ def report(run, cfg, s, records):
     acc = s.get("masked_accuracy") or {}
     done = "" if s["steps"] == s["planned_steps"] else f" (of {s['planned_steps']:,} planned)"
     lines = [f"# {s['name']}", "",
-        f"A {s['parameters']/1e6:.1f}M-parameter {'autoregressive' if cfg.objective == 'ar' else 'masked diffusion'} model (objective `{cfg.objective}`), "
+        f"A {s['parameters']/1e6:.1f}M-parameter {'autoregressive' if cfg.objective == 'ar' else 'block-diffusion' if cfg.objective == 'block' else 'masked diffusion'} model (objective `{cfg.objective}`), "
         f"trained on `{_escape(cfg.data.path)}` for {s['steps']:,} steps{done}: {s['tokens']:,} tokens ({s['epochs']:.2f} epochs) in {s['seconds']:.0f} s "
         f"({s['tokens_per_second']:,} tokens/s) on {s['machine']}, {s['dtype']}.", "", "## How good is it?", "", *figures_table(s), "",
         f"Perplexity {p.value:.1f} [{p.low:.1f}, {p.high:.1f}] a token, over {s['tokens_scored']:,} tokens of test text that it has not seen; intervals by {e.by} (n={e.n})."

@@ -61,10 +61,13 @@ def mask_count(k,   # how many positions to mask in each row (b,), int
     rank = u.masked_fill(~ok, 2.).argsort(-1).argsort(-1) # allowed positions come first
     return (rank < k[:, None]) & ok
 
-def mask_share(t,   # shares in (0,1] (b,)
+def mask_share(t,   # shares in (0,1] (b,), or one for each of equal blocks (b,blocks)
                u,   # uniforms (b,l)
                ok): # positions that may be masked (b,l), bool
-    "As `mask_count`, with k = ⌈t·n⌉ of the n allowed positions, at least one: the mask (b,l), k and n (b,)"
+    "As `mask_count`, with k = ⌈t·n⌉ of the n allowed positions, at least one: the mask (b,l), k and n of the shape of `t`"
+    if t.ndim == 2:
+        masked, k, n = mask_share(t.flatten(), *(z.reshape(t.numel(), -1) for z in (u, ok)))
+        return masked.view_as(u), k.view_as(t), n.view_as(t)
     n = ok.sum(-1)
     k = (t*n).ceil().clamp(min=1)
     return mask_count(k, u, ok), k, n

@@ -188,7 +188,7 @@ def best_model(self:Learner):
     "The model to evaluate; with sharded weights every process must ask for it at the same time"
     if not self.sharded: return self.model if self.ema is None else self.ema.module
     state = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
-    with torch.random.fork_rng([]): m = type(self.model)(self.model.config, self.model.vocab_size, self.model.specials, self.model.causal).to(self.device)
+    with torch.random.fork_rng([]): m = self.model.like().to(self.device)
     m.load_state_dict(state)
     return m
 

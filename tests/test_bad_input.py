@@ -160,7 +160,7 @@ BAD_VALUES = [ # .nan and .inf are YAML's, and the command line's, way to write 
     ("trainer.clip", 0), ("trainer.clip", ".nan"), ("trainer.minutes", 0), ("trainer.minutes", ".nan"), ("trainer.minutes", ".inf"),
     ("trainer.stop_at", 0), ("trainer.stop_at", -3), ("trainer.log_every", 0), ("trainer.eval_every", -1), ("trainer.save_every", 0), ("trainer.sample_every", 0),
     ("trainer.keep", 0), ("trainer.eval_tokens", 0), ("trainer.test_draws", 0), ("trainer.test_tokens", 0),
-    ("noise.power", 0), ("noise.power", ".nan"), ("noise.power", ".inf"), ("noise.low", ".nan"), ("noise.low", .9), ("noise.high", 2), ("noise.blocks", 0), ("noise.blocks", 5),
+    ("noise.power", 0), ("noise.power", ".nan"), ("noise.power", ".inf"), ("noise.low", ".nan"), ("noise.low", .9), ("noise.high", 2), ("noise.blocks", 0), ("noise.blocks", 5), ("model.block", 0), ("model.block", -2), ("model.block", 7),
     ("seed", -1), ("seed", 2**70),
     ("samples.steps", 0), ("samples.steps", -1), ("samples.steps", 10**9), ("samples.temperature", -1), ("samples.temperature", ".nan"), ("samples.temperature", ".inf"),
 ]
@@ -169,7 +169,7 @@ BAD_VALUES = [ # .nan and .inf are YAML's, and the command line's, way to write 
 def test_impossible_number(refused, recipe, key, value):
     "It names the field (or what the field is about) and the value"
     schedule = {"noise.power": "polynomial", "noise.low": "clipped", "noise.high": "clipped"}.get(key)
-    extra = ["--objective", "nelbo", "--noise.schedule", schedule] if schedule else []
+    extra = ["--objective", "nelbo", "--noise.schedule", schedule] if schedule else ["--objective", "block"] if key == "model.block" else []
     line = refused("train", "--config", recipe, *extra, f"--{key}", value)
     assert key.split(".")[-1] in line and re.search(rf"{value}".lstrip("."), line), line
 
