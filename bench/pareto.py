@@ -1,0 +1,109 @@
+"""Every sampler on one checkpoint: the records behind the results page on samplers.
+
+    python bench/pareto.py list RUN               the settings, and which of them are measured
+    python bench/pareto.py texts RUN [PART/PARTS] write and judge 32 texts with each setting that is missing → bench/records/pareto-RUN.jsonl
+    python bench/pareto.py infill RUN             fill held-out spans with each sampler and compare → bench/records/infill-RUN.json
+
+Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again.
+RUN may be a run on other text (--data.path of its recipe); the reference row is that run's own test text.
+"""
+import json, sys, time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np, torch
+
+from diffusion_lm.core import UserError, append_jsonl, describe_machine, find_run, keep_memory, read_jsonl, write_json
+from diffusion_lm.data import load_corpus, token_store
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.quality import Judge, bleu, sample_quality
+from diffusion_lm.run import load_config
+from diffusion_lm.sampler import denoise
+
+RECORDS = Path(__file__).with_name("records")
+N, SPANS, SPAN = 32, 96, 16 # texts; held-out spans and their tokens
+
+def settings():
+    "Name → options of `denoise`"
+    out = {}
+    def add(sampler, **kw): out[" ".join([sampler, *(f"{k}={v}" for k, v in kw.items())])] = dict(sampler=sampler, **kw)
+    for s in ("ancestral", "confidence", "entropy", "remdm", "margin", "predictor-corrector"):
+        add(s, steps=16); add(s, steps=64)
+        if s in ("ancestral", "confidence", "entropy"):
+            add(s, steps=256)
+            for t in (.8, 1.25): add(s, steps=64, temperature=t)
+    add("first-hitting"); add("first-hitting", temperature=.8)
+    for s, k, values in (("threshold", "tau", (.5, .7, .9)), ("factor", "factor", (.5, 1., 2.)), ("entropy-bounded", "gamma", (.1, .5, 2.))):
+        for v in values: add(s, **{k: v})
+        if s != "factor":
+            for t in (.8, 1.25): add(s, **{k: values[1]}, temperature=t)
+    for g in ("cosine", "fisher-rao", "learned"): add("ancestral", steps=16, grid_name=g)
+    for g in ("fisher-rao", "learned"): add("ancestral", steps=64, grid_name=g)
+    add("confidence", steps=64, block=32)
+    for c in ("prefix", "dual"): add("confidence", steps=64, block=32, cache=c)
+    return out
+
+def write(lm, kw, n=N, batch=16):
+    "Token ids (n,l) of texts, the evaluations that each needs, and CPU seconds for all"
+    x, rows, calls, start = torch.from_numpy(lm.template())[None].expand(batch, -1), [], [], time.process_time()
+    for i in range(0, n, batch):
+        each = torch.zeros(batch, dtype=torch.long)
+        for f in denoise(lm.model, x, rows=range(i, i + batch), avoid=[[lm.tokenizer.eos]], **lm._learned(dict(kw))): each += f.new.any(1) # texts of one length: none ends
+        rows.append(f.x); calls.append(each)
+    return torch.cat(rows).tolist(), torch.cat(calls).tolist(), time.process_time() - start
+
+def judged(lm, ids, judge):
+    "Figures of the texts, with the terms of each text for paired comparisons"
+    texts = [lm.tokenizer.decode(t) for t in ids]
+    nats, tokens, size = terms = judge.nats(texts)
+    q = {k: asdict(v) if hasattr(v, "value") else v for k, v in sample_quality(texts, ids, terms).items()}
+    return q | {"nats": nats.round(1).tolist(), "tokens": tokens.astype(int).tolist(), "bytes": size.astype(int).tolist(), "text": texts[0][:400]}
+
+def held_out(lm, run, n, length):
+    "Windows (n,length) of the run's own test text, spread evenly"
+    d = load_config(find_run(run)/"config.yaml").data
+    x = np.asarray(token_store(load_corpus(d.path, d.column, d.config), lm.tokenizer).side("test"))
+    x = x[x != lm.tokenizer.eos]
+    return [x[i:i + length].tolist() for i in np.linspace(0, len(x) - length, n).astype(int)]
+
+def texts(run, part="1/1"):
+    lm, judge, path = DiffusionLM.from_run(run, device="cpu"), Judge(), RECORDS/f"pareto-{run}.jsonl"
+    i, n = map(int, part.split("/"))
+    done = {r["name"] for p in RECORDS.glob(f"pareto-{run}*.jsonl") for r in read_jsonl(p)}
+    if n > 1: path = RECORDS/f"pareto-{run}-{i}.jsonl" # joined by hand: cat
+    if i == 1 and "held-out text" not in done: append_jsonl(path, {"name": "held-out text", **judged(lm, held_out(lm, run, N, lm.length), judge)})
+    for name, kw in list(settings().items())[i - 1::n]:
+        if name in done: continue
+        ids, calls, seconds = write(lm, kw)
+        append_jsonl(path, {"name": name, "options": kw, "evaluations": float(np.mean(calls)), "cpu_seconds": seconds/N, "machine": describe_machine(lm.device), **judged(lm, ids, judge)})
+        print(name, flush=True)
+
+def infill(run):
+    "BLEU of filled spans against the text that they replace"
+    lm, rows = DiffusionLM.from_run(run, device="cpu"), []
+    truth = torch.tensor(held_out(lm, run, SPANS, lm.length))
+    a = lm.length//2 - SPAN//2
+    x = truth.clone(); x[:, a:a + SPAN] = lm.tokenizer.mask
+    real = [lm.tokenizer.decode(t) for t in truth[:, a:a + SPAN].tolist()]
+    for s, kw in (("ancestral", {"steps": 4}), ("ancestral", {"steps": 16}), ("first-hitting", {}), ("left-to-right", {}), ("confidence", {"steps": 4}), ("confidence", {"steps": 16}),
+                  ("margin", {"steps": 16}), ("entropy", {"steps": 16}), ("threshold", {"tau": .7}), ("factor", {"factor": 1.}), ("entropy-bounded", {"gamma": .5}), ("remdm", {"steps": 16}), ("predictor-corrector", {"steps": 16})):
+        for t in (1., .5):
+            for f in denoise(lm.model, x, sampler=s, temperature=t, seed=1, **kw): pass
+            got = f.x[:, a:a + SPAN]
+            rows.append({"sampler": s, **kw, "temperature": t, "bleu": asdict(bleu([lm.tokenizer.decode(g) for g in got.tolist()], real)), "tokens_right": float((got == truth[:, a:a + SPAN]).float().mean())})
+            print(rows[-1]["sampler"], t, round(rows[-1]["bleu"]["value"], 2), flush=True)
+    write_json(RECORDS/f"infill-{run}.json", {"spans": SPANS, "span": SPAN, "rows": rows})
+
+def main(what="", run="", part="1/1"):
+    keep_memory()
+    if what == "texts" and run: return texts(run, part)
+    if what == "infill" and run: return infill(run)
+    if what == "list" and run:
+        done = {r["name"] for p in RECORDS.glob(f"pareto-{run}*.jsonl") for r in read_jsonl(p)}
+        for n in settings(): print(f"{'done' if n in done else '–':5s}{n}")
+        return
+    print(__doc__); return 2
+
+if __name__ == "__main__":
+    try: sys.exit(main(*sys.argv[1:]))
+    except UserError as e: sys.exit(f"pareto.py: {e}")
