@@ -16,7 +16,7 @@ import numpy as np, torch
 from diffusion_lm.core import UserError, append_jsonl, describe_machine, find_run, keep_memory, read_jsonl, write_json
 from diffusion_lm.data import load_corpus, token_store
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.quality import Judge, bleu, sample_quality
+from diffusion_lm.quality import Judge, bleu, sample_quality, token_entropy
 from diffusion_lm.run import load_config
 from diffusion_lm.sampler import denoise
 
@@ -57,7 +57,7 @@ def judged(lm, ids, judge):
     texts = [lm.tokenizer.decode(t) for t in ids]
     nats, tokens, size = terms = judge.nats(texts)
     q = {k: asdict(v) if hasattr(v, "value") else v for k, v in sample_quality(texts, ids, terms).items()}
-    return q | {"nats": nats.round(1).tolist(), "tokens": tokens.astype(int).tolist(), "bytes": size.astype(int).tolist(), "text": texts[0][:400]}
+    return q | {"nats": nats.round(1).tolist(), "tokens": tokens.astype(int).tolist(), "bytes": size.astype(int).tolist(), "entropies": token_entropy(ids).round(4).tolist(), "text": texts[0][:400]}
 
 def held_out(lm, run, n, length):
     "Windows (n,length) of the run's own test text, spread evenly"
