@@ -1,10 +1,10 @@
 """Every sampler on one checkpoint: the records behind the results page on samplers.
 
     python bench/pareto.py list RUN               the settings, and which of them are measured
-    python bench/pareto.py texts RUN [PART/PARTS] write and judge 32 texts with each setting that is missing → bench/records/pareto-RUN.jsonl
+    python bench/pareto.py texts RUN [NAME …]     write and judge 32 texts with each setting that is missing → bench/records/pareto-RUN.jsonl
     python bench/pareto.py infill RUN             fill held-out spans with each sampler and compare → bench/records/infill-RUN.json
 
-Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again.
+Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again, so several processes may share the names.
 RUN may be a run on other text (--data.path of its recipe); the reference row is that run's own test text.
 """
 import json, sys, time
@@ -66,14 +66,13 @@ def held_out(lm, run, n, length):
     x = x[x != lm.tokenizer.eos]
     return [x[i:i + length].tolist() for i in np.linspace(0, len(x) - length, n).astype(int)]
 
-def texts(run, part="1/1"):
+def there(run): return {r["name"] for r in read_jsonl(RECORDS/f"pareto-{run}.jsonl")} if (RECORDS/f"pareto-{run}.jsonl").exists() else set()
+
+def texts(run, *names):
     lm, judge, path = DiffusionLM.from_run(run, device="cpu"), Judge(), RECORDS/f"pareto-{run}.jsonl"
-    i, n = map(int, part.split("/"))
-    done = {r["name"] for p in RECORDS.glob(f"pareto-{run}*.jsonl") for r in read_jsonl(p)}
-    if n > 1: path = RECORDS/f"pareto-{run}-{i}.jsonl" # joined by hand: cat
-    if i == 1 and "held-out text" not in done: append_jsonl(path, {"name": "held-out text", **judged(lm, held_out(lm, run, N, lm.length), judge)})
-    for name, kw in list(settings().items())[i - 1::n]:
-        if name in done: continue
+    if "held-out text" not in there(run) and not names: append_jsonl(path, {"name": "held-out text", **judged(lm, held_out(lm, run, N, lm.length), judge)})
+    for name, kw in settings().items():
+        if name in there(run) or names and name not in names: continue
         ids, calls, seconds = write(lm, kw)
         append_jsonl(path, {"name": name, "options": kw, "evaluations": float(np.mean(calls)), "cpu_seconds": seconds/N, "machine": describe_machine(lm.device), **judged(lm, ids, judge)})
         print(name, flush=True)
@@ -94,13 +93,12 @@ def infill(run):
             print(rows[-1]["sampler"], t, round(rows[-1]["bleu"]["value"], 2), flush=True)
     write_json(RECORDS/f"infill-{run}.json", {"spans": SPANS, "span": SPAN, "rows": rows})
 
-def main(what="", run="", part="1/1"):
+def main(what="", run="", *names):
     keep_memory()
-    if what == "texts" and run: return texts(run, part)
+    if what == "texts" and run: return texts(run, *names)
     if what == "infill" and run: return infill(run)
     if what == "list" and run:
-        done = {r["name"] for p in RECORDS.glob(f"pareto-{run}*.jsonl") for r in read_jsonl(p)}
-        for n in settings(): print(f"{'done' if n in done else '–':5s}{n}")
+        for n in settings(): print(f"{'done' if n in there(run) else '–':5s}{n}")
         return
     print(__doc__); return 2
 

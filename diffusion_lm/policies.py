@@ -12,18 +12,30 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np, torch
+from torch.nn import functional as F
 
 from .core import UserError, rng, unknown
 from .schedule import grid
 
 # %% ../nbs/10_policies.ipynb #0006
+_STRETCH = 64
+
+def _invert(p, u): # weights (n,k) and uniforms (n,), float64
+    "The first index at which the cumulative weight exceeds u of the whole, and how far u is within it, in [0,1)"
+    c = p.cumsum(-1)
+    at = u[:, None].clamp(max=1 - 2**-52)*c[:, -1:] # rounding must not reach the end
+    i = torch.searchsorted(c, at, right=True)
+    return i[:, 0], ((at - c.gather(1, i))/p.gather(1, i) + 1).clamp(0, 1)[:, 0]
+
 def draw(logp, # log-probabilities (n,V), normalised or not
          u):   # uniforms in [0,1), float64 (n,)
     "One token (n,) from each row, by inverting its cumulative distribution in float64"
-    rows = max(1, (1 << 24)//logp.shape[-1]) # at most 128 MB at once
+    rows = max(1, (1 << 24)//logp.shape[-1]) # at most 64 MB at once
     if len(logp) > rows: return torch.cat([draw(a, b) for a, b in zip(logp.split(rows), u.split(rows))])
-    c = (logp.double() - logp.amax(-1, keepdim=True)).exp().cumsum(-1)
-    return torch.searchsorted(c, (u[:, None]*c[:, -1:]), right=True)[:, 0]
+    p = F.pad((logp - logp.amax(-1, keepdim=True)).exp(), (0, -logp.shape[-1] % _STRETCH)).unflatten(-1, (-1, _STRETCH))
+    i, u = _invert(p.sum(-1).double(), u)
+    j, _ = _invert(p.gather(1, i[:, None, None].expand(-1, 1, _STRETCH))[:, 0].double(), u)
+    return i*_STRETCH + j
 
 # %% ../nbs/10_policies.ipynb #0009
 def reshape(logits,         # (n,V)
@@ -41,7 +53,7 @@ def reshape(logits,         # (n,V)
         p, order = logp.softmax(-1).sort(-1, descending=True)
         drop = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
         logp = logp.masked_fill(drop, -torch.inf)
-    return logp.log_softmax(-1)
+    return logp.log_softmax(-1) if top_k or top_p or cold.any() else logp
 
 def check_shape(temperature=1., top_k=None, top_p=None):
     "Raise `UserError` for numbers out of range"
