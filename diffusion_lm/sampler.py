@@ -27,6 +27,9 @@ def _read(model, x, want, kept, span, cache):
     x, want = x.to(device), want.to(device)
     real, at = x != model.pad, torch.arange(x.shape[1], device=device)
     t = ((x == model.mask).sum(1)/real.sum(1).clamp(min=1)).float()
+    if getattr(model, "carries", False): # its last hidden states go into the next step
+        h, state = model.features(x, t, mask=None if real.all() else real, latent=kept)
+        return model.head(h[want]).to(home), state.latent
     if kept is None or kept[0] != span:
         h, state = model.features(x, t, mask=None if real.all() else real)
         outside = (at < span[0]) | (at >= span[1])*(cache == "dual")
@@ -154,6 +157,7 @@ def _route(model, policy, start, sampler, block, cache, guidance):
         return policy, partial(_read_block, cache=cache), _spans(start, own, aligned=True)
     if cache == "off": raise UserError("this model has no cache of its own that could be off")
     if cache and block is None: raise UserError(f"the {cache} cache works with blocks: give a block size")
+    if cache and getattr(model, "carries", False): raise UserError(f"a model that carries its hidden states along takes no {cache} cache")
     if cache and guidance: raise UserError(f"guidance reads the text twice: it takes no {cache} cache")
     return policy, partial(_read, cache=cache), _spans(start, block)
 
