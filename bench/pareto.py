@@ -21,7 +21,7 @@ from diffusion_lm.run import load_config
 from diffusion_lm.sampler import denoise
 
 RECORDS = Path(__file__).with_name("records")
-N, SPANS, SPAN = 32, 64, 16 # texts; held-out spans and their tokens
+N, SPANS, SPAN = 32, 32, 16 # texts; held-out spans and their tokens
 
 def settings():
     "Name → options of `denoise`"
