@@ -96,7 +96,8 @@ def main(what="", run="", *names):
     if what == "texts" and run: return texts(run, *names)
     if what == "infill" and run: return infill(run)
     if what == "list" and run:
-        for n in settings(): print(f"{'done' if n in there(run) else '–':5s}{n}")
+        done = there(run)
+        for n in settings(): print(f"{'done' if n in done else '–':5s}{n}")
         return
     print(__doc__); return 2
 

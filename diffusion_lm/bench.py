@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'STATED_FOR', 'SAVINGS', 'clock', 'matmul_peak', 'train_flops', 'XTransformer', 'XObjective', 'FixedBatch',
-           'Contestant', 'contestants', 'spread', 'bench_train', 'bench_table', 'verdicts', 'timed', 'Stopwatch',
-           'overhead', 'overhead_table', 'AllLogits', 'bench_memory', 'memory_table']
+           'Contestant', 'contestants', 'turns', 'spread', 'bench_train', 'bench_table', 'verdicts', 'timed',
+           'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'resident', 'afresh', 'bench_memory', 'memory_table']
 
 # %% ../nbs/20a_bench.ipynb #0003
 import contextlib, os, statistics, tempfile, time
@@ -154,6 +154,10 @@ def contestants(config, vocab=8192, batch=16,       # `ModelConfig`, size of the
 TARGETS = {"mfu": (.60, .70), "speedup": (1.7, 2.)} # must, and may
 STATED_FOR = "preset small, 8,192 tokens of vocabulary, length 256, batch 16, on 2 CPU cores"
 
+def turns(xs, i):
+    "The contestants in the order of round `i`: each begins in its turn"
+    return (xs*2)[i % len(xs):][:len(xs)]
+
 def spread(values):
     "Median and range"
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
@@ -196,7 +200,7 @@ def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (pr
     for i in range(rounds):
         say(f"round {i + 1} of {rounds}")
         for dt in peaks: peaks[dt].append(matmul_peak(device, dt, sizes))
-        for r in (runners*2)[i % len(runners):][:len(runners)]:
+        for r in turns(runners, i):
             wall, cpu = clock(r.step, device, r.n)
             r.wall.append(wall); r.cpu.append(cpu)
     applies = (device.type, torch.get_num_threads(), c.width, c.heads, c.layers, c.length, vocab, batch) == ("cpu", 2, 384, 6, 6, 256, 8192, 16)
@@ -291,9 +295,15 @@ class AllLogits(Objective):
 SAVINGS = {"plain": {}, "masked positions only": {"loss": Objective}, "bfloat16": {"dtype": "bfloat16"}, "checkpointing": {"checkpointing": True},
            "one sequence at a time": {"micro_batch": 1}, "all of these": {"loss": Objective, "dtype": "bfloat16", "checkpointing": True, "micro_batch": 1}}
 
-def _resident():
+def resident(device):
+    "Bytes that are taken now: of the GPU, or by this process"
+    if device.type == "cuda": return torch.cuda.memory_allocated(device)
     import psutil
     return psutil.Process().memory_info().rss
+
+def afresh(f, *args, **kw):
+    "The result of a call in a process of its own, whose peak of memory is its own too"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: return fresh.submit(f, *args, **kw).result()
 
 def _step_cost(config, vocab, batch, device, threads, steps=3, loss=AllLogits, dtype="float32", **kw):
     "Median seconds and highest memory use of a step, and its loss; for a fresh process"
@@ -301,7 +311,7 @@ def _step_cost(config, vocab, batch, device, threads, steps=3, loss=AllLogits, d
     seed_everything(0)
     cfg = TrainConfig(batch=batch, optimizer="adamw", device=str(device), dtype=dtype, **kw)
     learn = Learner(loss(BaselineDreamModel(config, vocab, range(5))), FixedBatch(config, vocab, batch), cfg)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident()
+    before = resident(device)
     seconds = [clock(learn.train_step, device)[0] for _ in range(steps)]
     return {"seconds": statistics.median(seconds), "memory": peak_memory(device), "working": peak_memory(device) - before, "loss": float(learn.loss)}
 

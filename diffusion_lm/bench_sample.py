@@ -7,13 +7,11 @@ __all__ = ['WRITERS', 'TARGETS', 'bench_sample', 'bench_blocks', 'bench_drift', 
 
 # %% ../nbs/20b_bench_sample.ipynb #0003
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 
 import torch
 
-from .bench import XTransformer, _load, _resident, _x_transformers, clock, spread
+from .bench import XObjective, XTransformer, _load, _x_transformers, afresh, clock, resident, spread, turns
 from .block import make_model
 from .core import UserError, autocast, describe_machine, keep_memory, peak_memory, pick_device, pick_dtype, seed_everything
 from .models import ModelConfig
@@ -36,8 +34,8 @@ def _ours(config, vocab, batch, steps, device, dtype, sampler="confidence", obje
 def _theirs(config, vocab, batch, steps, device, dtype):
     "The same with x-transformers' network and wrapper"
     seed_everything(0)
-    net = XTransformer(config, vocab, range(5)).to(device).eval()
-    wrapper = _x_transformers().NonAutoregressiveWrapper(net.net, mask_id=net.mask, steps=steps, self_cond=False, no_replace_prob=0., random_token_prob=0., use_simple_mdlm_loss_weight=False)
+    wrapper = XObjective(XTransformer(config, vocab, range(5))).to(device).eval().wrapper
+    wrapper.steps = steps
     def write():
         with autocast(device, dtype): wrapper.generate(batch_size=batch)
         return steps
@@ -52,7 +50,7 @@ def _race(writers, rounds, device):
     "Run writers, a dict of functions, in turn: evaluations, and seconds of every round"
     calls, wall = {}, {k: [] for k in writers}
     for i in range(rounds):
-        for k in (list(writers)*2)[i % len(writers):][:len(writers)]: wall[k].append(clock(lambda: calls.update({k: writers[k]()}), device)[0])
+        for k in turns(list(writers), i): wall[k].append(clock(lambda: calls.update({k: writers[k]()}), device)[0])
     return calls, wall
 
 def _memory(name, config, vocab, batch, device, dtype, threads):
@@ -60,7 +58,7 @@ def _memory(name, config, vocab, batch, device, dtype, threads):
     torch.set_num_threads(threads)
     make, kw = WRITERS[name]
     write = make(config, vocab, batch, 2, device, dtype, **kw)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident()
+    before = resident(device)
     write()
     return peak_memory(device) - before
 
@@ -84,7 +82,7 @@ def bench_sample(config=None, vocab=4096, batches=(1, 16), lengths=(128, 256), s
             c = replace(config, length=l).resolve()
             peaks = {}
             for n in names if memory and not compile else ():
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: peaks[n] = fresh.submit(_memory, n, c, vocab, b, device, dtype, torch.get_num_threads()).result()
+                peaks[n] = afresh(_memory, n, c, vocab, b, device, dtype, torch.get_num_threads())
             for n in names: WRITERS[n][0](c, vocab, b, 2, device, dtype, **WRITERS[n][1])() # warm up
             for s in steps:
                 say(f"batch {b}, length {l}, {s} steps")

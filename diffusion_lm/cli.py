@@ -297,7 +297,7 @@ def _bench_options(args):
     p.add_argument("--json", action="store_true", help="machine-readable results")
     o = _parse(p, args)
     if o["what"] not in BENCHES: raise unknown("benchmark", o["what"], BENCHES)
-    if bool(o["run"]) != (o["what"] == "drift"): raise UserError("bench drift needs a run" if o["what"] == "drift" else f"bench {o['what']} takes no run")
+    if bool(o["run"]) != (o["what"] == "drift"): raise UserError("bench drift needs a run" if o["what"] == "drift" else f"'{o['run']}' is one argument too many")
     if _value(args, "--rounds") is None: o["rounds"] = 3 if o["what"] == "sample" else 7
     if _value(args, "--vocab") is None: o["vocab"] = 4096 if o["what"] == "sample" else 8192
     if _value(args, "--preset") is None: o["preset"] = "tiny" if o["what"] == "sample" else "small"

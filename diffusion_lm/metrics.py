@@ -14,7 +14,7 @@ import numpy as np, torch
 from .core import UserError, autocast, rng
 from .data import eval_windows
 from .objective import ar_nll, hidden
-from .schedule import mask_share
+from .schedule import mask_share, per_token
 
 # %% ../nbs/11_metrics.ipynb #0006
 @dataclass
@@ -49,14 +49,13 @@ LEVELS, BANDS = ("low", "medium", "high"), 12 # up to 1/3, 2/3 and all tokens ma
 def _pass(model, x, t, u):
     "One exact-count pass: weighted nats (b,l); nats, hits and bands of the masked share of the masked tokens (n,)"
     masked, k, n = mask_share(t.to(x.device), u.to(x.device), x != model.pad)
-    each = lambda z: z.repeat_interleave(x.shape[1]//t.shape[1], 1) # (b,blocks) -> (b,l)
     n = n.clamp(min=1) # a block may be all padding
     logits = model.head(hidden(model, x, masked, k/n)[masked])
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = -logits.log_softmax(-1).gather(1, x[masked][:, None])[:, 0]
-    band = each(((k/n*BANDS).ceil() - 1).long())[masked]
+    band = per_token(((k/n*BANDS).ceil() - 1).long(), x.shape[1])[masked]
     out = torch.zeros(x.shape, dtype=nll.dtype, device=x.device)
-    out[masked] = nll*each(n/k)[masked].to(nll.dtype)
+    out[masked] = nll*per_token(n/k, x.shape[1])[masked].to(nll.dtype)
     return out, nll, logits.argmax(-1) == x[masked], band
 
 def by_level(bands):

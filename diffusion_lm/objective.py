@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .core import UserError, rng, unknown
-from .schedule import make_schedule, mask_random, mask_share
+from .schedule import make_schedule, mask_random, mask_share, per_token
 
 # %% ../nbs/04_objective.ipynb #0007
 class ToyLanguage(nn.Module):
@@ -121,12 +121,12 @@ class Objective(nn.Module):
 
     def corrupt(self, x, t, u): # tokens (b,l), times (b,blocks), uniforms (b,l)
         "What is masked (b,l), and the weight of each position (b,l)"
-        real, each = x != self.model.pad, lambda z: z.repeat_interleave(x.shape[1]//t.shape[1], 1) # (b,blocks) -> (b,l)
+        real, l = x != self.model.pad, x.shape[1]
         if self.name == "llada": m, w = .001 + .999*t, 1/(.001 + .999*t)
         else: m, w = self.schedule.m(t), self.schedule.w(t)
-        if self.name in ("nelbo", "llada"): return mask_random(each(m), u, real), each(w)
+        if self.name in ("nelbo", "llada"): return mask_random(per_token(m, l), u, real), per_token(w, l)
         masked, k, n = mask_share(m, u, real)
-        return masked, each(w*m*n/k) # w·m = m'(t)
+        return masked, per_token(w*m*n/k, l) # w·m = m'(t)
 
     def forward(self, x, t, u):
         "Loss in nats per real token"

@@ -45,15 +45,16 @@ def reshape(logits,         # (n,V)
     "Log-probabilities (n,V) after temperature, top-k and top-p"
     t = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).expand(len(logits))[:, None]
     cold = t < 1e-6 # logits over so little would overflow
+    greedy = bool(cold.any())
     logp = (logits/t.masked_fill(cold, 1.)).log_softmax(-1)
-    if cold.any(): logp = logp.masked_fill(cold & (torch.arange(logp.shape[-1], device=logp.device) != logp.argmax(-1, keepdim=True)), -torch.inf)
+    if greedy: logp = logp.masked_fill(cold & (torch.arange(logp.shape[-1], device=logp.device) != logp.argmax(-1, keepdim=True)), -torch.inf)
     if top_k and top_k < logp.shape[-1]:
         logp = torch.full_like(logp, -torch.inf).scatter(-1, *reversed(logp.topk(top_k)))
     if top_p and top_p < 1:
         p, order = logp.softmax(-1).sort(-1, descending=True)
         drop = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
         logp = logp.masked_fill(drop, -torch.inf)
-    return logp.log_softmax(-1) if top_k or top_p or cold.any() else logp
+    return logp.log_softmax(-1) if top_k or top_p or greedy else logp
 
 def check_shape(temperature=1., top_k=None, top_p=None):
     "Raise `UserError` for numbers out of range"

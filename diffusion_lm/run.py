@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch, yaml
 
 from . import __version__
-from .block import make_model
+from .block import BLOCK, make_model
 from .callbacks import Log, MaskRange, SampleConfig, Samples, Tracker, Validate, progress, sample_records
 from .core import (UserError, append_jsonl, atomic, describe_machine, keep_memory, list_runs, peak_memory, pick_device,
                                pick_dtype, read_jsonl, run_path, seed_everything, trim_jsonl, unknown, write_json, write_text)
@@ -76,7 +76,7 @@ def _check(cfg, tok=None):
     if cfg.model.block is not None and cfg.objective != "block": raise UserError("model.block goes with objective block")
     if cfg.objective == "block":
         if cfg.noise.blocks != 1: raise UserError("objective block has a masking ratio for each block anyway: leave out noise.blocks")
-        cfg = replace(cfg, model=replace(cfg.model, block=16 if cfg.model.block is None else cfg.model.block))
+        cfg = replace(cfg, model=replace(cfg.model, block=BLOCK if cfg.model.block is None else cfg.model.block))
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     if not 1 <= cfg.noise.blocks <= cfg.model.length or cfg.model.length % cfg.noise.blocks:
         raise UserError(f"noise.blocks {cfg.noise.blocks} must divide model.length {cfg.model.length}")

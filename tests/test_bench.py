@@ -44,7 +44,7 @@ def test_peer_not_wanted(home):
     assert status == 0 and "x-transformers" not in err + json.dumps(json.loads(out)["contestants"])
 
 @pytest.mark.parametrize("args, why", [
-    ([], "required: what"), (["trian"], "did you mean 'train'"), (["train", "twice"], "takes no run"),
+    ([], "required: what"), (["trian"], "did you mean 'train'"), (["train", "twice"], "one argument too many"),
     (["train", "--batchs", 3], "did you mean '--batch'"), (["train", "--batch", "many"], "batch must be a whole number"), (["train", "--batch", 0], "batch must be between 1"),
     (["train", "--rounds", 0], "rounds must be between 1"), (["train", "--vocab", 5], "vocab must be between 6"), (["train", "--vocab", 1 << 25], "vocab must be between"),
     (["train", "--length", 0], "length must be at least 1"), (["train", "--length", -3], "length must be at least 1"), (["train", "--preset", "smal"], "did you mean 'small'"),
