@@ -1,8 +1,9 @@
 """A run that is stopped, interrupted or killed and then resumed is the run that was never interrupted; and what a finished run leaves."""
-import json, os, re, shutil, signal, time
+import json, os, re, shutil, signal, threading, time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from conftest import end_dlm, run_dlm, start_dlm, tree
 from diffusion_lm import cli
@@ -123,6 +124,7 @@ def forked(home, *args):
     "`dlm` in a copy of this process, which has imported everything already: the copy's number"
     if pid := os.fork(): return pid
     code = 1
+    tqdm.set_lock(threading.RLock()) # the lock that it came with is shared: killed while it holds that, the copy would stop all others
     try: code = run_dlm(home, *args)[0]
     finally: os._exit(code)
 
