@@ -21,7 +21,7 @@ from diffusion_lm.run import load_config
 from diffusion_lm.sampler import denoise
 
 RECORDS = Path(__file__).with_name("records")
-N, SPANS, SPAN = 32, 32, 16 # texts; held-out spans and their tokens
+N, SPANS, SPAN = 32, 128, 16 # texts; held-out spans and their tokens
 
 def settings():
     "Name → options of `denoise`"
@@ -32,10 +32,12 @@ def settings():
         if s in ("ancestral", "confidence", "entropy"):
             add(s, steps=256)
             for t in (.8, 1.25): add(s, steps=64, temperature=t)
+    for t in (.5, .65): add("ancestral", steps=64, temperature=t)
+    add("entropy", steps=256, temperature=.8)
     add("first-hitting"); add("first-hitting", temperature=.8)
     for s, k, values in (("threshold", "tau", (.1, .3, .5, .7)), ("factor", "factor", (1., 4.)), ("entropy-bounded", "gamma", (.5, 2., 5., 10.))):
         for v in values: add(s, **{k: v})
-    for t in (.8, 1.25): add("entropy-bounded", gamma=5., temperature=t)
+    for v in (2., 5.): add("entropy-bounded", gamma=v, temperature=.8)
     for g in ("cosine", "fisher-rao", "learned"): add("ancestral", steps=16, grid_name=g)
     for g in ("fisher-rao", "learned"): add("ancestral", steps=64, grid_name=g)
     add("confidence", steps=64, block=32)
@@ -83,12 +85,15 @@ def infill(run):
     a = lm.length//2 - SPAN//2
     x = truth.clone(); x[:, a:a + SPAN] = lm.tokenizer.mask
     real = [lm.tokenizer.decode(t) for t in truth[:, a:a + SPAN].tolist()]
-    for s, kw in (("ancestral", {"steps": 4}), ("ancestral", {"steps": 16}), ("first-hitting", {}), ("left-to-right", {}), ("confidence", {"steps": 4}), ("confidence", {"steps": 16}),
-                  ("margin", {"steps": 16}), ("entropy", {"steps": 16}), ("threshold", {"tau": .7}), ("factor", {"factor": 1.}), ("entropy-bounded", {"gamma": .5}), ("remdm", {"steps": 16}), ("predictor-corrector", {"steps": 16})):
-        for f in denoise(lm.model, x, sampler=s, seed=1, **kw): pass
+    for s, kw in (("ancestral", {"steps": 4}), ("ancestral", {"steps": 16}), ("first-hitting", {}), ("left-to-right", {}), ("confidence", {"steps": 4}), ("confidence", {"steps": 8}), ("confidence", {"steps": 16}),
+                  ("margin", {"steps": 16}), ("entropy", {"steps": 16}), *(("threshold", {"tau": v}) for v in (.1, .3, .5, .7)), ("factor", {"factor": 1.}), *(("entropy-bounded", {"gamma": v}) for v in (.5, 2.)),
+                  ("remdm", {"steps": 16}), ("predictor-corrector", {"steps": 16})):
+        calls = torch.zeros(SPANS)
+        for f in denoise(lm.model, x, sampler=s, seed=1, **kw): calls += f.new.any(1)
         got = f.x[:, a:a + SPAN]
-        rows.append({"sampler": s, **kw, "bleu": asdict(bleu([lm.tokenizer.decode(g) for g in got.tolist()], real)), "tokens_right": float((got == truth[:, a:a + SPAN]).float().mean())})
-        print(s, kw, round(rows[-1]["bleu"]["value"], 2), flush=True)
+        right = (got == truth[:, a:a + SPAN]).sum(1)
+        rows.append({"sampler": s, **kw, "evaluations": float(calls.mean()), "bleu": asdict(bleu([lm.tokenizer.decode(g) for g in got.tolist()], real)), "right": right.tolist()})
+        print(s, kw, round(rows[-1]["bleu"]["value"], 2), f"{right.float().mean()/SPAN:.1%}", flush=True)
     write_json(RECORDS/f"infill-{run}.json", {"spans": SPANS, "span": SPAN, "rows": rows})
 
 def main(what="", run="", *names):

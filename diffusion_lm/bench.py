@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'STATED_FOR', 'SAVINGS', 'clock', 'matmul_peak', 'train_flops', 'XTransformer', 'XObjective', 'FixedBatch',
-           'Contestant', 'contestants', 'turns', 'spread', 'bench_train', 'bench_table', 'verdicts', 'timed',
-           'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'resident', 'afresh', 'bench_memory', 'memory_table']
+           'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'bench_train', 'bench_table',
+           'verdicts', 'timed', 'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'bench_memory', 'memory_table']
 
 # %% ../nbs/20a_bench.ipynb #0003
 import contextlib, os, statistics, tempfile, time
@@ -111,7 +111,7 @@ class Contestant:
         self.model, self.device = objective.model, batch[0].device
         self.opts = make_optimizers(self.model, TrainConfig(optimizer=optimizer, lr=lr))
         self.flops = train_flops(self.model, batch[0].numel(), masked, batch[0].shape[1])
-        self.wall, self.cpu, self.memory = [], [], None
+        self.wall, self.cpu = [], []
 
     def step(self):
         "Forward, backward, clip, update"
@@ -137,18 +137,35 @@ def contestants(config, vocab=8192, batch=16,       # `ModelConfig`, size of the
                 device=torch.device("cpu"), dtype=torch.float32,
                 compile=False, peer=True, all_dtypes=False): # compiled blocks too? x-transformers? it in bfloat16 where that is emulated?
     "Contestants that have warmed up, ours with AdamW first; and notes on those that are missing"
-    out, notes, cuda = [], [], device.type == "cuda"
-    for make in _line_up(config.resolve(), vocab, batch, device, dtype, compile, peer, all_dtypes):
+    out, notes = [], []
+    for place, make in enumerate(_line_up(config.resolve(), vocab, batch, device, dtype, compile, peer, all_dtypes)):
         seed_everything(0)
-        if cuda: torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_allocated(device)
         try: c = make()
         except UserError as e: notes += [str(e)]*(str(e) not in notes); continue
         c.step()
         once = clock(c.step, device)[0]
-        c.n = 1 if device.type == "cpu" else min(50, max(1, round(.25/once))) # steps that are measured together
-        if cuda: c.memory = torch.cuda.max_memory_allocated(device) - before
+        c.place, c.n = place, 1 if device.type == "cpu" else min(50, max(1, round(.25/once))) # n: steps that are measured together
         out.append(c)
     return out, notes
+
+# %% ../nbs/20a_bench.ipynb #1001
+def resident(device):
+    "Bytes that are taken now: of the GPU, or by this process"
+    if device.type == "cuda": return torch.cuda.memory_allocated(device)
+    import psutil
+    return psutil.Process().memory_info().rss
+
+def afresh(f, *args, **kw):
+    "The result of a call in a process of its own, whose peak of memory is its own too"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: return fresh.submit(f, *args, **kw).result()
+
+def _step_peak(place, options, threads):
+    "Peak bytes of the contestant at a place of the line-up: weights, optimizer and two steps; for a fresh process"
+    torch.set_num_threads(threads)
+    _line_up(ModelConfig(width=32, heads=1, layers=1, length=16).resolve(), 8, 2, *options[3:])[place]().step() # what libraries load at first use is not the contestant's
+    before, c = resident(options[3]), _line_up(*options)[place]()
+    for _ in range(2): c.step()
+    return peak_memory(options[3]) - before
 
 # %% ../nbs/20a_bench.ipynb #001c
 TARGETS = {"mfu": (.60, .70), "speedup": (1.7, 2.)} # must, and may
@@ -164,12 +181,12 @@ def spread(values):
 
 def _load(): return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
-def _entry(c, ours, peaks):
+def _entry(c, ours, peaks, memory):
     "The figures of a contestant"
     s, tokens = statistics.median(c.wall), c.batch[0].numel()
     return {"name": c.name, "dtype": str(c.dtype)[6:], "optimizer": c.optimizer, "parameters": n_params(c.model), "seconds": s, "cpu_seconds": statistics.median(c.cpu),
             "tokens_per_second": tokens/s, "gflops": c.flops/s/1e9, "mfu": statistics.median(_mfu(c, peaks)), "ratio": spread([o/t for o, t in zip(ours.wall, c.wall)]),
-            "peak_memory": c.memory, "head": "at all positions" if c.name == "x-transformers" else "at masked positions"}
+            "peak_memory": memory, "head": "at all positions" if c.name == "x-transformers" else "at masked positions"}
 
 def _mfu(c, peaks): return [c.flops/t/1e9/p for t, p in zip(c.wall, peaks[c.dtype])]
 
@@ -187,7 +204,7 @@ def _targets(runners, peaks):
 # %% ../nbs/20a_bench.ipynb #001d
 def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (preset small if not given), vocabulary, sequences, turns of each contestant
                 device="auto", dtype="auto", compile=False, peer=True, all_dtypes=False, sizes=(), # as for `contestants` and `matmul_peak`
-                say=lambda s: None):                         # told how far it is
+                memory=True, say=lambda s: None):            # peak memory too? told how far it is
     "Measure training steps side by side; a dict that fits into JSON"
     c, device = (config or ModelConfig("small")).resolve(), pick_device(device)
     for k, v, low in (("vocab", vocab, 6), ("batch", batch, 1), ("rounds", rounds, 1)):
@@ -195,7 +212,8 @@ def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (pr
     dtype, load = pick_dtype(device, dtype), _load()
     if device.type == "cpu": keep_memory() # as `dlm train` does; for all contestants
     say("warming up")
-    runners, notes = contestants(c, vocab, batch, device, dtype, compile, peer, all_dtypes)
+    options = c, vocab, batch, device, dtype, compile, peer, all_dtypes
+    runners, notes = contestants(*options)
     peaks = {r.dtype: [] for r in runners}
     for i in range(rounds):
         say(f"round {i + 1} of {rounds}")
@@ -203,21 +221,22 @@ def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (pr
         for r in turns(runners, i):
             wall, cpu = clock(r.step, device, r.n)
             r.wall.append(wall); r.cpu.append(cpu)
+    taken = [afresh(_step_peak, r.place, options, torch.get_num_threads()) if memory else None for r in runners]
     applies = (device.type, torch.get_num_threads(), c.width, c.heads, c.layers, c.length, vocab, batch) == ("cpu", 2, 384, 6, 6, 256, 8192, 16)
     return {"machine": describe_machine(device), "device": str(device), "dtype": str(dtype)[6:], "threads": torch.get_num_threads(), "torch": torch.__version__,
             "load_before": load, "load_after": _load(), "preset": c.preset, "width": c.width, "layers": c.layers, "heads": c.heads, "vocab": vocab, "length": c.length,
             "batch": batch, "rounds": rounds, "peak_gflops": spread(peaks[dtype]), "peaks_gflops": {str(dt)[6:]: spread(p) for dt, p in peaks.items()},
-            "contestants": [_entry(r, runners[0], peaks) for r in runners], "targets": _targets(runners, peaks) | {"stated_for": STATED_FOR, "applies": applies},
+            "contestants": [_entry(r, runners[0], peaks, m) for r, m in zip(runners, taken)], "targets": _targets(runners, peaks) | {"stated_for": STATED_FOR, "applies": applies},
             "process_peak_memory": peak_memory(device), "notes": notes}
 
 # %% ../nbs/20a_bench.ipynb #0022
 def bench_table(r): # what `bench_train` returns
     "The contestants as lines of Markdown"
-    lines = ["| training step | dtype | optimizer | ms | CPU ms | tokens/s | GFLOP/s | MFU | speed, ours = 1 |", "|---|---|---|---:|---:|---:|---:|---:|---:|"]
+    lines = ["| training step | dtype | optimizer | ms | CPU ms | tokens/s | GFLOP/s | MFU | memory, MB | speed, ours = 1 |", "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for c in r["contestants"]:
-        s, first = c["ratio"], c is r["contestants"][0]
+        s, first, memory = c["ratio"], c is r["contestants"][0], "–" if c["peak_memory"] is None else f"{c['peak_memory']/1e6:,.0f}"
         lines.append(f"| {c['name']} | {c['dtype']} | {c['optimizer']} | {1e3*c['seconds']:.1f} | {1e3*c['cpu_seconds']:.1f} | {c['tokens_per_second']:,.0f} | {c['gflops']:.1f} "
-                     f"| {c['mfu']:.3f} | " + ("1 |" if first else f"{s['value']:.2f} ({s['low']:.2f} – {s['high']:.2f}) |"))
+                     f"| {c['mfu']:.3f} | {memory} | " + ("1 |" if first else f"{s['value']:.2f} ({s['low']:.2f} – {s['high']:.2f}) |"))
     return lines
 
 def verdicts(r):
@@ -295,16 +314,6 @@ class AllLogits(Objective):
 SAVINGS = {"plain": {}, "masked positions only": {"loss": Objective}, "bfloat16": {"dtype": "bfloat16"}, "checkpointing": {"checkpointing": True},
            "one sequence at a time": {"micro_batch": 1}, "all of these": {"loss": Objective, "dtype": "bfloat16", "checkpointing": True, "micro_batch": 1}}
 
-def resident(device):
-    "Bytes that are taken now: of the GPU, or by this process"
-    if device.type == "cuda": return torch.cuda.memory_allocated(device)
-    import psutil
-    return psutil.Process().memory_info().rss
-
-def afresh(f, *args, **kw):
-    "The result of a call in a process of its own, whose peak of memory is its own too"
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: return fresh.submit(f, *args, **kw).result()
-
 def _step_cost(config, vocab, batch, device, threads, steps=3, loss=AllLogits, dtype="float32", **kw):
     "Median seconds and highest memory use of a step, and its loss; for a fresh process"
     torch.set_num_threads(threads)
@@ -320,8 +329,7 @@ def bench_memory(config=None, vocab=8192, batch=16, device="auto", say=lambda s:
     c, device, rows = (config or ModelConfig("small")).resolve(), pick_device(device), []
     for name, kw in savings.items():
         say(f"measuring: {name}")
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            r = fresh.submit(_step_cost, c, vocab, batch, device, torch.get_num_threads(), **kw).result()
+        r = afresh(_step_cost, c, vocab, batch, device, torch.get_num_threads(), **kw)
         base = rows[0] if rows else r
         rows.append({"name": name, **r, "memory_ratio": r["working"]/base["working"], "seconds_ratio": r["seconds"]/base["seconds"]})
     return {"machine": describe_machine(device), "device": str(device), "vocab": vocab, "batch": batch, "width": c.width, "layers": c.layers, "length": c.length, "rows": rows, "load": _load()}

@@ -78,6 +78,8 @@ def peak_memory(device):
     if sys.platform == "win32":
         import psutil
         return psutil.Process().memory_info().peak_wset
+    with contextlib.suppress(OSError, TypeError): # Linux: unlike ru_maxrss, this forgets what the process's parent held when it started it
+        return 1024*int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
     import resource
     unit = 1 if sys.platform == "darwin" else 1024 # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -63,7 +63,7 @@ def start_dlm(home, *args, log=None):
     return subprocess.Popen([*([str(script)] if script.exists() else DLM), *map(str, args)], stdout=out, stderr=err, text=True,
                             encoding="utf-8", stdin=subprocess.DEVNULL, env={**os.environ, "DIFFUSION_LM_HOME": str(home)})
 
-def end_dlm(process, timeout=300):
+def end_dlm(process, timeout=1200):
     "(status, stdout, stderr) of a process that `start_dlm` started with pipes"
     try: out, err = process.communicate(timeout=timeout)
     except BaseException: process.kill(); process.wait(); raise
