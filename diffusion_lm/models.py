@@ -98,21 +98,25 @@ class BaselineDreamModel(nn.Module):
 
     def features(self, x, t=None, *, pos=None, mask=None, cache=None, memory=None, latent=None):
         "Hidden states (b,l,d) of tokens (b,l), and the `State` to pass to the next call"
-        if memory is not None or latent is not None: raise ValueError("this model reads neither a memory nor a latent")
-        h = self.embed(x)
+        h, tokens = self.embed(x), None if memory is None else self.read(memory)
         if torch.is_autocast_enabled(h.device.type): h = h.to(torch.get_autocast_dtype(h.device.type))
+        if latent is not None: h = self.recall(h, latent)
         seen = 0 if cache is None else cache[0][0].shape[1]
         if pos is None: pos = torch.arange(seen, seen + x.shape[1], device=x.device)
         rot = [r.to(h.dtype) for r in rope_table(pos, self.config.width//self.config.heads)]
         if isinstance(mask, torch.Tensor) and mask.ndim == 2: mask = mask[:, None, None] # (b,s): which keys are real
         cond = None if self.time is None else self.time(torch.zeros(len(x), device=x.device) if t is None else t)
         new, training = [], torch.is_grad_enabled()
-        for block, c in zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks)):
+        for i, (block, c) in enumerate(zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks))):
             if self.checkpointing and training: h = checkpoint(_hidden, block, h, rot, mask, self.causal, c, cond, use_reentrant=False)
             else:
                 h, kv = block(h, rot, mask, self.causal, c, cond)
                 new.append(kv)
+            if tokens is not None: h = self.look(i, h, tokens)
         return self.norm(h), State(cache=new or None)
+
+    def read(self, memory): raise ValueError("this model reads no memory") # of `StackedDiffusionModel3D`: the memory as tokens,
+    def recall(self, h, latent): raise ValueError("this model carries no latent") # embeddings with the latent in them
 
     def head(self, h): # any (…,d)
         "Logits (…,vocab), -inf at [PAD], [MASK] and [BOS]"
