@@ -14,6 +14,7 @@ import torch
 from .core import UserError
 from .models import BaselineDreamModel
 from .schedule import per_token
+from .stacked import StackedDiffusionModel3D
 
 # %% ../nbs/08_block.ipynb #0006
 def block_mask(at,    # positions of the queries (l,)
@@ -71,5 +72,5 @@ def make_model(config,     # `ModelConfig`
                specials,   # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
                objective="nelbo-count"):
     "The network that an objective trains"
-    if objective == "block": return BlockDiffusionModel(config, vocab_size, specials)
+    if objective == "block": return (StackedDiffusionModel3D if config.thought else BlockDiffusionModel)(config, vocab_size, specials)
     return BaselineDreamModel(config, vocab_size, specials, causal=objective == "ar")

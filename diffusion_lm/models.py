@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .core import UserError, atomic, digest_of, unknown
 from .layers import Block, RMSNorm, TimeEmbedding, linear_nll, rope_table
+from .thought import ThoughtConfig
 
 # %% ../nbs/07_models.ipynb #0006
 PRESETS = { # width, heads, layers, length
@@ -39,7 +40,11 @@ class ModelConfig:
     dropout: float = 0.                  # on what attention and feed-forward add
     time_conditioning: bool = False      # tell the network the time (masked diffusion does not need it)
     neighbours: bool = True              # attention heads begin by looking at the tokens next to theirs
-    block: Optional[int] = None          # tokens in a block, of objective block (16 if not given)
+    block: Optional[int] = None          # tokens in a block, of objective block (16 if not given), or in a passage of a model with thoughts (64)
+    thought: Optional[ThoughtConfig] = None # a stack of thoughts, instead of the clean text, connects the blocks
+
+    def __post_init__(self):
+        if isinstance(self.thought, dict): self.thought = ThoughtConfig(**self.thought) # from YAML
 
     def resolve(self):
         "A copy with the preset filled in; raises `UserError` for sizes that cannot be"
@@ -50,6 +55,7 @@ class ModelConfig:
             if not 1 <= getattr(c, k) <= 1 << 20: raise UserError(f"model.{k} must be between 1 and {1 << 20}, got {getattr(c, k)}")
         if c.width % (2*c.heads): raise UserError(f"model.width {c.width} must be a multiple of twice model.heads {c.heads}")
         if c.block is not None and (not 1 <= c.block <= c.length or c.length % c.block): raise UserError(f"model.block {c.block} must divide model.length {c.length}")
+        if c.thought is not None: c.thought.check()
         if not 0 <= c.dropout < 1: raise UserError(f"model.dropout must be at least 0 and below 1, got {c.dropout}")
         return c
 

@@ -159,7 +159,7 @@ def important(model, x, # windows (b,l)
         masked = _hide(model, x, stratified_times(len(x), g.random())[g.permutation(len(x))], g)
         for xb, mb in zip(x.split(batch), masked.split(batch)):
             real = (xb != model.pad).repeat(1, 1 + bool(getattr(model, "block", None))) # of both streams
-            with watch_attention(model, see): logp, y = _guess(model, xb, mb)
+            with contextlib.nullcontext() if getattr(model, "thought", None) else watch_attention(model, see): logp, y = _guess(model, xb, mb)
             top, guess = logp.max(-1)
             sure.append(top.exp()); right.append((guess == y).float())
         sure, right = (float(torch.cat(z).mean()) for z in (sure, right))

@@ -25,6 +25,7 @@ from .models import ModelConfig, n_params
 from .monitor import Monitor, MonitorConfig, Norms, plot_monitor, plot_norms
 from .objective import NoiseConfig, Objective
 from .sampler import denoise
+from .stacked import PASSAGE, ThoughtObjective
 from .trainer import EMA, Checkpoint, Diverged, Learner, TrainConfig, steps_of
 
 # %% ../nbs/14c_run.ipynb #0005
@@ -57,6 +58,7 @@ def build(cfg, tok):
     "The untrained `Objective`, with its model, of a `RunConfig`"
     seed_everything(cfg.seed)
     model = make_model(cfg.model, len(tok), tok.specials, cfg.objective)
+    if cfg.model.thought: return ThoughtObjective(model, cfg.noise, cfg.trainer.label_smoothing)
     return Objective(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing)
 
 # %% ../nbs/14c_run.ipynb #0008
@@ -73,10 +75,11 @@ def wants_compile(cfg, params, device):
 # %% ../nbs/14c_run.ipynb #000a
 def _check(cfg, tok=None):
     "Refuse what cannot work, before anything is written; once more when the tokenizer is known"
-    if cfg.model.block is not None and cfg.objective != "block": raise UserError("model.block goes with objective block")
+    for k in ("block", "thought"):
+        if getattr(cfg.model, k) is not None and cfg.objective != "block": raise UserError(f"model.{k} goes with objective block")
     if cfg.objective == "block":
         if cfg.noise.blocks != 1: raise UserError("objective block has a masking ratio for each block anyway: leave out noise.blocks")
-        cfg = replace(cfg, model=replace(cfg.model, block=BLOCK if cfg.model.block is None else cfg.model.block))
+        cfg = replace(cfg, model=replace(cfg.model, block=cfg.model.block or (PASSAGE if cfg.model.thought else BLOCK)))
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     if not 1 <= cfg.noise.blocks <= cfg.model.length or cfg.model.length % cfg.noise.blocks:
         raise UserError(f"noise.blocks {cfg.noise.blocks} must divide model.length {cfg.model.length}")
@@ -131,7 +134,7 @@ def train(cfg,                 # `RunConfig`
     corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)) if resume else cfg.tokenizer)
     if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
     cfg = _check(cfg, tok)
-    loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.model.length//cfg.model.block if cfg.model.block else cfg.noise.blocks)
+    loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.model.length//cfg.model.block if cfg.model.block else cfg.noise.blocks, layout="streams" if cfg.model.thought else "packed")
     objective, device = make(cfg, tok), pick_device(cfg.trainer.device)
     if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count", "block"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))

@@ -54,6 +54,20 @@ def _read_block(model, x, want, kept, span, cache):
     if clean and cache != "off": kept = [tuple(z[:, :-model.block] for z in layer) for layer in state.cache], start
     return model.head(h[:, :end - seen][want[:, seen:end]]).to(home), kept
 
+def _read_passage(model, x, want, kept, span, cache):
+    "The same for a model with thoughts, which keeps those of finished passages from one span to the next"
+    home, device, (start, end), size = x.device, next(model.parameters(), x).device, span, model.block
+    x, want = F.pad(x, (0, start + size - end), value=model.mask).to(device), want.to(device)
+    s, seen, latent = kept or (model.begin(len(x)), 0, None)
+    while seen < start:
+        y, latent = x[:, seen:seen + size], None
+        real = y != model.pad
+        h, _ = model.features(y, torch.zeros(len(y), device=device), mask=real | ~real.any(1, keepdim=True), memory=s)
+        s, seen = model.write(h, s, real), seen + size
+    y = x[:, start:start + size]
+    h, state = model.features(y, (y == model.mask).float().mean(1), memory=s, latent=latent)
+    return model.head(h[:, :end - start][want[:, start:end]]).to(home), (s, seen, state.latent if model.carries else None)
+
 def _read_causal(model, x, want, kept, span, cache):
     "The same for a causal model; it keeps the keys and values of all that it read"
     home, device = x.device, next(model.parameters(), x).device
@@ -153,8 +167,9 @@ def _route(model, policy, start, sampler, block, cache, guidance):
     if model.causal: return _causal_policy(start, sampler, block, cache), partial(_read_causal, cache=cache), [(0, start.shape[1])]
     if own:
         if block not in (None, own): raise UserError(f"this model writes in blocks of {own}, not {block}")
+        if cache and getattr(model, "thought", None): raise UserError(f"a model with thoughts keeps those, and takes no {cache} cache")
         if cache not in (None, "off"): raise UserError(f"a block-diffusion model has an exact cache of its own: leave out the {cache} cache")
-        return policy, partial(_read_block, cache=cache), _spans(start, own, aligned=True)
+        return policy, partial(_read_passage if getattr(model, "thought", None) else _read_block, cache=cache), _spans(start, own, aligned=True)
     if cache == "off": raise UserError("this model has no cache of its own that could be off")
     if cache and block is None: raise UserError(f"the {cache} cache works with blocks: give a block size")
     if cache and getattr(model, "carries", False): raise UserError(f"a model that carries its hidden states along takes no {cache} cache")

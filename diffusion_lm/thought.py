@@ -32,7 +32,6 @@ class ThoughtConfig:
     initial: str = "learned"     # what a document begins with: learned, noise or nothing
     scales: bool = True          # a third of the reader's heads see recent thoughts, a third those in the middle, a third all
     motion: bool = True          # the reader sees how fast thoughts change, too
-    segment: int = 64            # tokens in a passage: one is read, one thought is written
     writer: str = "masked"       # what training writes thoughts from: the masked pass, or a further one over the clean text
     looks: int = 2               # how often text looks at its thoughts on the way through the layers
     loophole: float = 0.         # share of batches in which the last hidden states are carried into a second pass
@@ -44,7 +43,7 @@ class ThoughtConfig:
     def check(self):
         "Self; raises `UserError` for sizes that cannot be"
         if not self.dims or not all(isinstance(d, int) and 1 <= d <= 64 for d in self.dims): raise UserError(f"thought.dims must be whole numbers from 1 to 64, got {self.dims}")
-        for k, top in (("channels", 4096), ("depth", 1024), ("cells", 4096), ("segment", 1 << 20), ("looks", 64)):
+        for k, top in (("channels", 4096), ("depth", 1024), ("cells", 4096), ("looks", 64)):
             if not 1 <= getattr(self, k) <= top: raise UserError(f"thought.{k} must be between 1 and {top}, got {getattr(self, k)}")
         for k, known in (("retention", RETENTION), ("initial", INITIAL), ("writer", WRITER)):
             if getattr(self, k) not in known: raise unknown(f"thought.{k}", getattr(self, k), known)

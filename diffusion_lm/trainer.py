@@ -148,6 +148,7 @@ class Learner:
         self.micro = cfg.micro_batch if isinstance(cfg.micro_batch, int) else None
         self.step, self.seconds, self.cpu_seconds, self.skips = 0, 0., 0., 0
         self.stop, self.done, self.ema, self.best, self.shares = False, False, None, None, (0., 1.)
+        self.carried = None # what an objective that `carries` hands on from step to step: tensors whose rows are those of the batch
         self.data, self.meta = None, {} # which token store, if known; what the header of saved weights is to say
         self._pool, self._next = None, (None, None)
 
@@ -180,6 +181,7 @@ def _place(self:Learner, objective):
     else: self.objective, *opts = self.acc.prepare(objective, *opts)
     self.opts = [getattr(o, "optimizer", o) for o in opts] # without Accelerate's wrapping
     self.raw = self.acc.unwrap_model(self.objective)
+    self.carries = getattr(self.raw, "carries", False)
     self.model = self.raw.model
     if cfg.compile: self.model.compile_blocks()
 
@@ -195,24 +197,28 @@ def best_model(self:Learner):
 # %% ../nbs/14_trainer.ipynb #0015
 @patch
 def _split(self:Learner, b):
-    "Micro-batches (x, t, u), each with its share of this process's mean"
-    x, t, u = b[:3]
+    "Micro-batches (x, t, u), each with its share of this process's mean and what else its objective takes"
+    x, t, u, start = b
     lo, hi = self.shares
     n = self.micro or len(x)
     real = (x != self.model.pad).sum(-1).float()
     mean = self.acc.reduce(real.sum(), "mean") if self.world > 1 else real.sum() # real tokens of a process, on average
-    return [(a, lo + (hi - lo)*s, v, r.sum()/mean) for a, s, v, r in zip(*(z.split(n) for z in (x, t, u, real)))]
+    more = [()]*-(-len(x)//n)
+    if self.carries: more = zip(start.split(n), zip(*(z.split(n) for z in self.carried)) if self.carried else [None]*len(more))
+    return [(a, lo + (hi - lo)*s, v, r.sum()/mean, m) for a, s, v, r, m in zip(*(z.split(n) for z in (x, t, u, real)), more)]
 
 @patch
 def _gradients(self:Learner, b):
     "Loss of a batch, its gradient accumulated over micro-batches"
-    parts, loss = self._split(b), 0.
-    for i, (x, t, u, share) in enumerate(parts):
+    parts, loss, kept = self._split(b), 0., []
+    for i, (x, t, u, share, more) in enumerate(parts):
         last = i == len(parts) - 1
         with contextlib.nullcontext() if last or self.sharded else self.acc.no_sync(self.objective): # sharded: a whole gradient might not fit
-            with autocast(self.device, self.dtype): part = self.objective(x, t, u)*share
-            self.scaler.scale(part).backward()
-        loss = loss + part.detach()
+            with autocast(self.device, self.dtype): part = self.objective(x, t, u, *more)
+            if self.carries: part, s = part; kept.append(s)
+            self.scaler.scale(part*share).backward()
+        loss = loss + part.detach()*share
+    if kept: self.carried = tuple(torch.cat(z) for z in zip(*kept))
     return self.acc.reduce(loss, "mean")
 
 @patch
@@ -220,7 +226,7 @@ def train_step(self:Learner):
     "One optimizer step on global batch number `self.step`; sets `loss`, `grad_norm` and `skipped`"
     for o in self.opts:
         for g in o.param_groups: g["lr"] = self.cfg.lr*lr_factor(self.step, self.cfg)
-    b = self.batch(self.step)
+    b, carried = self.batch(self.step), self.carried
     while True:
         try: self.loss = self._gradients(b); break
         except torch.OutOfMemoryError as e: self._halve(len(b.x), e)
@@ -228,7 +234,8 @@ def train_step(self:Learner):
     for c in self.callbacks: c.after_backward(self)
     self.grad_norm = _number(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.cfg.clip))
     self.skipped = not bool(torch.isfinite(self.loss + self.grad_norm)) # the same on all processes: both are sums over them
-    if not self.skipped:
+    if self.skipped: self.carried = carried # that of this step may not be finite
+    else:
         for o in self.opts: self.scaler.step(o)
     self.scaler.update()
     for o in self.opts: o.zero_grad()
@@ -348,6 +355,12 @@ class Checkpoint(Callback):
         if learn.acc.is_main_process: save_weights(weights, self.run/"model.safetensors", **learn.meta)
         learn.acc.wait_for_everyone()
 
+def _carried(learn):
+    "What is carried from step to step, of all processes, in the order of the global batch"
+    if learn.carried is None or learn.world == 1: return learn.carried
+    whole = lambda z: learn.acc.gather(z.to(torch.uint8) if z.dtype == torch.bool else z).to(z.dtype) # one process's rows after the other's
+    return tuple(whole(z).unflatten(0, (learn.world, -1)).transpose(0, 1).flatten(0, 1) for z in learn.carried)
+
 def _state(learn):
     "All state of a learner: weights by file name, and the rest"
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -356,7 +369,7 @@ def _state(learn):
     return files, {
         "step": learn.step, "seconds": learn.seconds, "cpu_seconds": learn.cpu_seconds, "data": learn.data, "best": learn.best, "skips": learn.skips,
         "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "scaler": learn.scaler.state_dict(),
-        "optimizers": [get_optimizer_state_dict(learn.raw, o, options=whole) for o in learn.opts],
+        "carried": _carried(learn), "optimizers": [get_optimizer_state_dict(learn.raw, o, options=whole) for o in learn.opts],
         "callbacks": {type(c).__name__: s for c in learn.callbacks if (s := c.state()) is not None},
         "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
@@ -392,6 +405,7 @@ def restore(self:Learner, run):
     if state["cuda_rng"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state["cuda_rng"][:torch.cuda.device_count()])
     self.step, self.seconds, self.cpu_seconds, self.skips = (state[k] for k in ("step", "seconds", "cpu_seconds", "skips"))
     self.best = state["best"] and tuple(state["best"])
+    if state.get("carried"): self.carried = tuple(z[self.rank::self.world].to(self.device) for z in state["carried"])
     return path, notes
 
 # %% ../nbs/14_trainer.ipynb #002e
@@ -408,7 +422,7 @@ def limit_steps(self:Learner, minutes, n=6):
     self.model.load_state_dict(model)
     for o, s in zip(self.opts, opts): o.load_state_dict({**s, "state": {}})
     torch.set_rng_state(state)
-    self.skips = 0
+    self.skips, self.carried = 0, None
     per_step = self.acc.reduce(torch.tensor(np.median(times[2:]), dtype=torch.float32, device=self.device), "mean")
     self.cfg = replace(self.cfg, steps=min(self.cfg.steps, max(1, int(60*minutes/float(per_step)))))
     return self.cfg.steps
@@ -428,7 +442,7 @@ def fit_micro_batch(self:Learner):
             free = _available()
             part = type(b)(*(v if v is None else v[:n] for v in b))
             with autocast(self.device, self.dtype): loss = self.raw(part.x, part.t, part.u)
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss[0] if self.carries else loss).backward()
             fits = n
             used = max(0, free - _available())
             if n == rows or self.device.type == "cpu" and 2*used > _available(): break # a CPU does not say no: it swaps

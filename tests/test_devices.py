@@ -1,5 +1,6 @@
 """Several processes train what one trains, on the CPU with gloo: forked from this process, or started by torchrun and accelerate."""
 import datetime, json, multiprocessing, os, re, shlex, signal, subprocess, sys, time, traceback
+from dataclasses import replace
 from pathlib import Path
 
 import accelerate, pytest, torch
@@ -16,6 +17,8 @@ from diffusion_lm.data import DataConfig, Loader, TokenizerConfig, prepare
 from diffusion_lm.layers import Block
 from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
 from diffusion_lm.objective import Objective
+from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.thought import ThoughtConfig
 from diffusion_lm.trainer import Callback, Checkpoint, Learner, TrainConfig, steps_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
@@ -49,16 +52,18 @@ class Keep(Callback):
     def __init__(self): self.losses = []
     def after_step(self, learn): self.losses.append((float(learn.loss), float(learn.grad_norm)))
 
-def learner(text, shard=False, callbacks=(), layout="packed", validate=True, **kw):
+def learner(text, shard=False, callbacks=(), layout="packed", validate=True, thoughts=False, **kw):
     store, tok = text
     seed_everything(0)
-    model = randomize_(BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=32), len(tok), tok.specials), std=.05)
-    objective = Objective(model)
+    small = ModelConfig(width=16, heads=2, layers=2, length=32)
+    if thoughts: model = randomize_(StackedDiffusionModel3D(replace(small, block=8, thought=ThoughtConfig([2], 4, 3)), len(tok), tok.specials), std=.05)
+    else: model = randomize_(BaselineDreamModel(small, len(tok), tok.specials), std=.05)
+    objective = ThoughtObjective(model) if thoughts else Objective(model)
     if shard:
         for block in model.blocks: fully_shard(block)
         fully_shard(objective)
     cfg = TrainConfig(**dict(dict(steps=6, batch=8, eval_every=3, eval_tokens=256, save_every=3, device="cpu", dtype="float32"), **kw))
-    return Learner(objective, Loader(store, 32, cfg.batch, layout=layout), cfg, callbacks)
+    return Learner(objective, Loader(store, 32, cfg.batch, blocks=objective.times(32), layout=layout), cfg, callbacks)
 
 def whole(x): return x.full_tensor() if isinstance(x, DTensor) else x
 
@@ -91,7 +96,7 @@ def test_gradients(text, tmp_path, layout, shard):
         assert sum(o[2] for o in out) == n and (out[0][2] != out[1][2]) == (layout == "streams")
         for l, h, _ in out: assert l == pytest.approx(loss, rel=1e-6) and (h - g).norm() < 1e-6*g.norm()
 
-@pytest.mark.parametrize("kw", [dict(), dict(micro_batch=1, layout="streams"), dict(optimizer="adamw")], ids=str)
+@pytest.mark.parametrize("kw", [dict(), dict(micro_batch=1, layout="streams"), dict(optimizer="adamw"), dict(thoughts=True, layout="streams")], ids=str)
 def test_steps(text, tmp_path, kw):
     a, b = together(lambda rank: fit(text, **kw), tmp_path/"pair")
     same(fit(text, **kw), a)
@@ -115,6 +120,13 @@ def test_sharded_muon(text, tmp_path, capfd):
 
 def test_sharded_ema(text, tmp_path):
     for e in together(lambda rank: learner(text, True, ema=.9), tmp_path/"pair"): assert str(e) == "trainer.ema does not go with sharded weights: set it to 0"
+
+@pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
+def test_carried_thoughts_move(text, tmp_path, first, then):
+    "What is carried from step to step is in the checkpoint, in the order of the batch: rows find their thoughts whatever the number of processes"
+    def go(world, **kw): return together(lambda rank: fit(text, run=tmp_path/"run", thoughts=True, layout="streams", optimizer="adamw", **kw), tmp_path/f"world{world}", world)[0]
+    go(first, stop_at=3)
+    same(fit(text, thoughts=True, layout="streams", optimizer="adamw"), go(then, resume=True), slice(3, None))
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)], ids=["pair to one", "one to pair"])
 def test_sharded_checkpoint(text, tmp_path, first, then):

@@ -224,6 +224,16 @@ def test_ema_resumes_too(dlm, home, recipe):
     same_run(home/"checkpoints"/"a", home/"checkpoints"/"b")
     assert json.loads((home/"checkpoints"/"a"/"summary.json").read_text())["weights"] == "last ema"
 
+@pytest.mark.parametrize("stop_at", [13, 16])
+def test_thoughts_resume_too(dlm, home, recipe, stop_at):
+    "They are carried from step to step, so a checkpoint holds them"
+    args = ["train", "--config", recipe, "--objective", "block", "--model.block", 4, "--model.thought.dims", "[2,2]", "--model.thought.depth", 3]
+    assert dlm(*args, "--name", "a")[0] == 0
+    assert dlm(*args, "--name", "b", "--trainer.stop_at", stop_at)[0] == 0
+    status, out, err = dlm("train", "--name", "b", "--resume")
+    assert status == 0, err
+    same_run(home/"checkpoints"/"a", home/"checkpoints"/"b")
+
 # ---- what a run leaves ----
 
 FILES = {"config.yaml", "tokenizer.json", "model.safetensors", "log.jsonl", "summary.json", "samples.jsonl", "loss.png", "report.md", "denoising.html"}
