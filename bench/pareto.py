@@ -32,7 +32,7 @@ def settings():
         if s in ("ancestral", "confidence", "entropy"):
             add(s, steps=256)
             for t in (.8, 1.25): add(s, steps=64, temperature=t)
-    for t in (.5, .65): add("ancestral", steps=64, temperature=t)
+    for t in (.2, .3, .4, .5, .65): add("ancestral", steps=64, temperature=t)
     add("entropy", steps=256, temperature=.8)
     add("first-hitting"); add("first-hitting", temperature=.8)
     for s, k, values in (("threshold", "tau", (.1, .3, .5, .7)), ("factor", "factor", (1., 4.)), ("entropy-bounded", "gamma", (.5, 2., 5., 10.))):

@@ -46,11 +46,11 @@ def bootstrap_ratio(num, den, # sums of each unit (n,)
 # %% ../nbs/11_metrics.ipynb #000b
 LEVELS, BANDS = ("low", "medium", "high"), 12 # up to 1/3, 2/3 and all tokens masked; a finer division, four bands to a level
 
-def _pass(model, x, t, u):
+def _pass(model, x, t, u, read=hidden): # read: how the model reads x, of which some is masked
     "One exact-count pass: weighted nats (b,l); nats, hits and bands of the masked share of the masked tokens (n,)"
     masked, k, n = mask_share(t.to(x.device), u.to(x.device), x != model.pad)
     n = n.clamp(min=1) # a block may be all padding
-    logits = model.head(hidden(model, x, masked, k/n)[masked])
+    logits = model.head(read(model, x, masked, k/n)[masked])
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = -logits.log_softmax(-1).gather(1, x[masked][:, None])[:, 0]
     band = per_token(((k/n*BANDS).ceil() - 1).long(), x.shape[1])[masked]
