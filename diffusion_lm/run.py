@@ -79,7 +79,7 @@ def _check(cfg, tok=None):
         if getattr(cfg.model, k) is not None and cfg.objective != "block": raise UserError(f"model.{k} goes with objective block")
     if cfg.objective == "block":
         if cfg.noise.blocks != 1: raise UserError("objective block has a masking ratio for each block anyway: leave out noise.blocks")
-        cfg = replace(cfg, model=replace(cfg.model, block=cfg.model.block or (PASSAGE if cfg.model.thought else BLOCK)))
+        cfg = replace(cfg, model=replace(cfg.model, block=(PASSAGE if cfg.model.thought else BLOCK) if cfg.model.block is None else cfg.model.block))
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     if not 1 <= cfg.noise.blocks <= cfg.model.length or cfg.model.length % cfg.noise.blocks:
         raise UserError(f"noise.blocks {cfg.noise.blocks} must divide model.length {cfg.model.length}")
