@@ -11,6 +11,7 @@ __all__ = ['BENCHES', 'PACKAGES', 'COMMANDS', 'HELP', 'recipes', 'find_recipe', 
 import errno, json, os, re, sys, time
 from importlib import resources
 from pathlib import Path
+from pydoc import locate
 
 # %% ../nbs/21_cli.ipynb #0007
 def recipes():
@@ -40,12 +41,15 @@ def _plain(message, parser):
     "jsonargparse's message as one line that says what to do"
     from diffusion_lm.core import unknown
     keys, text = _keys(parser), " ".join(str(message).split())
+    if m := re.search(r"""Parser key "([\w.]+)": Does not validate .*? Problem with given class_path '([\w.]+)': (.*?) - Expected a <class 'NoneType'>""", text): # a section that may be missing
+        keys += [f"{m[1]}.{k}" for k in locate(m[2]).__dataclass_fields__]
+        text = re.sub(r"""(Parser key "|(?:Option|Key|key) ')""", rf"\1{m[1]}.", m[3])
     if m := re.search(r"unrecognized arguments: (\S+)", text):
         return str(unknown("option", m[1].split("=")[0], [f"--{k}" for k in keys])) if m[1].startswith("-") else f"'{m[1]}' is one argument too many"
     if m := re.search(r"(?:Group|Key|key) '([\w.]+)' does not accept (?:option|nested key|key) '([\w.]+)'", text): return _unknown_key(f"{m[1]}.{m[2]}", keys)
     if m := re.search(r"(?:Key|Option) '([\w.]+)' is not (?:expected|accepted)|does not accept (?:option|nested key|key) '([\w.]+)'", text): return _unknown_key(m[1] or m[2], keys)
     if m := re.search(r'Parser key "([\w.]+)": .*?Expected a <class \'(\w+)\'>.*(?:Got value|Given value): (.*)', text):
-        return f"{m[1]} must be {dict(int='a whole number', float='a number', str='text', bool='true or false').get(m[2], m[2])}, got '{m[3]}'"
+        return f"{m[1]} must be {dict(int='a whole number', float='a number', str='text', bool='true or false', list='a list such as [4, 4]', NoneType='a section with fields of its own').get(m[2], m[2])}, got '{m[3]}'"
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
 
 def _unknown_key(key, keys):
