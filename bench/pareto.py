@@ -7,7 +7,7 @@
 Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again, so several processes may share the names.
 RUN may be a run on other text (--data.path of its recipe); the reference row is that run's own test text.
 """
-import json, sys, time
+import sys, time
 from dataclasses import asdict
 from pathlib import Path
 

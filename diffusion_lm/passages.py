@@ -13,6 +13,7 @@ import numpy as np, torch
 
 from .core import UserError, autocast, rng, unknown
 from .metrics import _pass, bootstrap_ratio
+from .objective import real_keys
 
 # %% ../nbs/11b_passages.ipynb #0006
 def stretches(tokens, offsets, # a side's tokens, and the bounds of its documents in it (docs+1,), starting at 0
@@ -34,7 +35,8 @@ def _remembered(model, s, memory, doc, seed, at):
     if memory == "reset": return model.begin(len(doc))
     if memory == "other": # the next row of another document, wrapping around
         n = len(doc)
-        return s.each(lambda z: z[[next((k for j in range(1, n) if doc[k := (i + j) % n] != doc[i]), i) for i in range(n)]])
+        rows = [next((k for j in range(1, n) if doc[k := (i + j) % n] != doc[i]), i) for i in range(n)]
+        return s.each(lambda z: z[rows])
     if memory == "shuffled":
         order = torch.from_numpy(rng(seed, "shuffle", at).permuted(np.tile(np.arange(s.age.shape[1]), (len(doc), 1)), axis=1)).to(s.age.device)
         return _deal(s, order)
@@ -62,19 +64,17 @@ def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
     for k in progress(range(x.shape[1]//size)):
         xk, g = x[:, k*size:(k + 1)*size], [rng(seed, "passage", i, k) for i in range(len(x))]
         start, total = np.array([r.random() for r in g]), torch.zeros(len(x), dtype=torch.float64)
-        real = xk != model.pad
-        mask = None if real.all() else real | ~real.any(1, keepdim=True)
         given = _remembered(model, s, memory, doc, seed, k) if thinks else None
         def read(model, y, masked, share):
             if model.block and not thinks: # two blocks at once; of the first passage of all, only itself is seen
                 if k == 0: return model.two_streams(x[:, :2*size], torch.cat([masked, torch.zeros_like(masked)], 1), None)[:, :size]
                 return model.two_streams(x[:, (k - 1)*size:(k + 1)*size], torch.cat([torch.zeros_like(masked), masked], 1), None)[:, size:]
-            return model.features(torch.where(masked, model.mask, y), share.flatten(), mask=mask, memory=given)[0]
+            return model.features(torch.where(masked, model.mask, y), share.flatten(), mask=real_keys(model, y), memory=given)[0]
         with autocast(device, dtype):
             for d in range(draws):
                 u = torch.from_numpy(np.stack([r.random(size, dtype=np.float32) for r in g]))
                 total += _pass(model, xk, torch.from_numpy(1 - (start + d/draws) % 1).float()[:, None], u, read)[0].sum(1).cpu()
-            if thinks: s = model.write(model.features(xk, torch.zeros(len(xk), device=device), mask=mask, memory=s)[0], s, real)
+            if thinks: s = model.remember(xk, s)
         out.append(total/draws)
     model.train(training)
     return torch.stack(out, 1).numpy()

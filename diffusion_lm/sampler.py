@@ -60,10 +60,7 @@ def _read_passage(model, x, want, kept, span, cache):
     x, want = F.pad(x, (0, start + size - end), value=model.mask).to(device), want.to(device)
     s, seen, latent = kept or (model.begin(len(x)), 0, None)
     while seen < start:
-        y, latent = x[:, seen:seen + size], None
-        real = y != model.pad
-        h, _ = model.features(y, torch.zeros(len(y), device=device), mask=real | ~real.any(1, keepdim=True), memory=s)
-        s, seen = model.write(h, s, real), seen + size
+        s, seen, latent = model.remember(x[:, seen:seen + size], s), seen + size, None
     y = x[:, start:start + size]
     h, state = model.features(y, (y == model.mask).float().mean(1), memory=s, latent=latent)
     return model.head(h[:, :end - start][want[:, start:end]]).to(home), (s, seen, state.latent if model.carries else None)

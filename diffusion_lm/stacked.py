@@ -6,7 +6,7 @@
 __all__ = ['PASSAGE', 'Look', 'StackedDiffusionModel3D', 'ThoughtObjective', 'save_thoughts', 'load_thoughts']
 
 # %% ../nbs/07a_stacked.ipynb #0003
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from fastcore.basics import patch
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from .core import UserError, digest_of, rng, unknown
 from .layers import Attention, RMSNorm
-from .models import BaselineDreamModel, ModelConfig, load_weights, n_params, save_weights
-from .objective import NoiseConfig, Objective, token_nll
-from .thought import RETENTION, Reader, ThoughtConfig, ThoughtLosses, Thoughts, Writer, newest_first, no_thoughts, push, renew
+from .models import BaselineDreamModel, load_weights, n_params, save_weights
+from .objective import NoiseConfig, Objective, real_keys, token_nll
+from .thought import Reader, ThoughtConfig, ThoughtLosses, Thoughts, Writer, newest_first, no_thoughts, push, renew
 
 # %% ../nbs/07a_stacked.ipynb #0006
 class Look(nn.Module):
@@ -57,13 +57,13 @@ class StackedDiffusionModel3D(BaselineDreamModel):
     def look(self, i, h, tokens): return self.looks[str(i)](h, tokens) if str(i) in self.looks else h
     def recall(self, h, latent): return super().recall(h, latent) if self.open is None else h + self.open.to(h.dtype)*F.rms_norm(latent.to(h.dtype), h.shape[-1:])
 
-    def begin(self, b, noise=None): # rows; what to begin with where thought.initial is noise (b,*dims,c): if not given, drawn in training and always the same otherwise
-        "Stacks of documents that have not begun"
+    def begin(self, b): # rows
+        "Stacks of documents that have not begun; noise is drawn in training and always the same otherwise"
         t, p = self.thought, self.embed.weight
         s = no_thoughts(t, b, p.device, p.dtype)
         if t.initial == "nothing": return s
         if t.initial == "noise":
-            if noise is None: noise = torch.randn_like(s.maps[:, 0]) if self.training else torch.from_numpy(rng("thought").standard_normal(s.maps.shape[2:])).expand_as(s.maps[:, 0])
+            noise = torch.randn_like(s.maps[:, 0]) if self.training else torch.from_numpy(rng("thought").standard_normal(s.maps.shape[2:])).expand_as(s.maps[:, 0])
             return push(s, noise.to(p))
         return push(s, self.first.expand(b, *self.first.shape))
 
@@ -72,6 +72,10 @@ class StackedDiffusionModel3D(BaselineDreamModel):
         s = newest_first(s)
         new, worth = self.writer(h, s.maps[:, 0], real) # an empty slot is zero
         return push(s, new, worth, None if real is None else real.any(1), self.thought.retention)
+
+    def remember(self, x, s): # a finished passage (b,l), `Thoughts`
+        "The stacks with a thought of the passage, read clean"
+        return self.write(self.features(x, mask=real_keys(self, x), memory=s)[0], s, x != self.pad)
 
 # %% ../nbs/07a_stacked.ipynb #000e
 @patch
@@ -100,17 +104,16 @@ def two_streams(self:StackedDiffusionModel3D, x, masked, t=None):
 @patch
 def _passage(self:StackedDiffusionModel3D, x, masked, t, s, document):
     "One passage: hidden states, the stack with its thought, auxiliary losses"
-    real = x != self.pad
-    mask = None if real.all() else real | ~real.any(1, keepdim=True) # a row of padding looks at that: nobody reads it
+    real, mask = x != self.pad, real_keys(self, x)
     hidden, latent = torch.where(masked, self.mask, x), None
     if self.carries and self.training and torch.rand(()) < self.thought.loophole:
         with torch.no_grad(): latent = self.features(hidden, t, mask=mask, memory=s)[0]
     h, _ = self.features(hidden, t, mask=mask, memory=s, latent=latent)
     clean = self.thought.writer == "clean" or not self.training
-    after = self.write(self.features(x, None if t is None else torch.zeros_like(t), mask=mask, memory=s)[0] if clean else h, s, real)
+    after = self.remember(x, s) if clean else self.write(h, s, real)
     if self.losses is None or not self.training: return h, after, {}
     was, now = newest_first(s), newest_first(after)
-    other = self.write(self.features(x, None if t is None else torch.zeros_like(t), mask=mask, memory=s)[0], s, real) if "consistency" in self.losses.weights and not clean else after
+    other = self.remember(x, s) if "consistency" in self.losses.weights and not clean else after
     return h, after, self.losses(now.maps[:, 0], real.any(1), self.read(s), was.maps[:, 0], self.head, x, real, newest_first(other).maps[:, 0], document)
 
 # %% ../nbs/07a_stacked.ipynb #0017
@@ -136,7 +139,7 @@ def operations(self:BaselineDreamModel, length=None):
     "Floating-point operations of the training pass, forward, for one window"
     from torch.utils.flop_counter import FlopCounterMode
     l = length or self.config.length
-    x, device = torch.full((1, l), self.specials[-1], device=self.embed.weight.device), self.embed.weight.device
+    x = torch.full((1, l), self.specials[-1], device=self.embed.weight.device)
     masked = torch.ones_like(x, dtype=torch.bool)
     with FlopCounterMode(display=False) as count, torch.no_grad():
         if isinstance(self, StackedDiffusionModel3D): h = self.passages(x, masked)[0]

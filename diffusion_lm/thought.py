@@ -8,7 +8,7 @@ __all__ = ['RETENTION', 'INITIAL', 'WRITER', 'LOSSES', 'ThoughtConfig', 'Thought
 
 # %% ../nbs/06_thought.ipynb #0003
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -141,7 +141,7 @@ class Reader(nn.Module):
 
     def forward(self, s):
         s = newest_first(s)
-        z, (b, S), h, n = (s.maps.flatten(2, -2)*s.filled[..., None, None]).to(self.query.dtype), s.age.shape, self.heads, self.cfg.cells
+        z, b, h, n = (s.maps.flatten(2, -2)*s.filled[..., None, None]).to(self.query.dtype), len(s.age), self.heads, self.cfg.cells
         k, v = self.into(motion(z, s.filled) if self.cfg.motion else z).chunk(2, -1) # (b,S,n,w)
         k, v = (z.transpose(1, 2).unflatten(-1, (h, -1)) for z in (k, v*s.importance[..., None, None].to(v.dtype))) # (b,n,S,h,·)
         k = rope(k, *(r[:, None].to(k.dtype) for r in rope_table(s.age, k.shape[-1])))
