@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'PACKAGES', 'COMMANDS', 'HELP', 'recipes', 'find_recipe', 'parse_train', 'train_command', 'demo_command',
-           'sample_command', 'eval_command', 'bench_command', 'runs_command', 'training_check', 'doctor_command',
-           'main']
+           'sample_command', 'chat_command', 'eval_command', 'bench_command', 'runs_command', 'training_check',
+           'doctor_command', 'main']
 
 # %% ../nbs/21_cli.ipynb #0004
 import errno, json, os, re, sys, time
@@ -223,13 +223,15 @@ def _show(frames, out=None):
         above = len(shown)
     if not out.isatty(): print(text, file=out)
 
+def _lines(prompt):
+    "What is typed, line by line, until it ends"
+    while True:
+        try: yield input(prompt if sys.stdin.isatty() else "")
+        except EOFError: return
+
 def _converse(write):
     "Ask for prompts until there are none, and stream what follows each"
-    from itertools import count
-    for i in count():
-        try: prompt = input("prompt> " if sys.stdin.isatty() else "")
-        except EOFError: return
-        _show(write(prompt, i))
+    for i, prompt in enumerate(_lines("prompt> ")): _show(write(prompt, i))
 
 # %% ../nbs/21_cli.ipynb #0010a
 def _common(parser):
@@ -241,6 +243,38 @@ def _common(parser):
 def _load(o):
     from diffusion_lm.lm import DiffusionLM
     return DiffusionLM.from_run(o["run"], o["out"] or None, o["device"])
+
+# %% ../nbs/21_cli.ipynb #100b
+def chat_command(args):
+    "dlm chat RUN"
+    from diffusion_lm.chat import Chat, load_talk
+    from diffusion_lm.core import UserError
+    p = _parser("chat", "Talk with a trained run. /help lists what else can be typed.")
+    p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
+    p.add_argument("--session", type=str, default="", help="a file in which the talk is kept; if it is there, the talk goes on")
+    p.add_argument("--length", type=int, default=48, help="tokens of an answer, at most")
+    p.add_argument("--steps", type=int, default=32, help="denoising steps of an answer")
+    p.add_argument("--sampler", type=str, default="", help="as of dlm sample")
+    p.add_argument("--temperature", type=float, default=.8, help="below 1 tidier, above 1 wilder")
+    p.add_argument("--seed", type=int, default=0)
+    _common(p)
+    o = _parse(p, args)
+    if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
+    lm, options = _load(o), {k: o[k] for k in Chat.options if _value(args, f"--{k}") is not None}
+    if o["session"] and Path(o["session"]).exists(): chat, talk = load_talk(lm, o["session"], **options)
+    else:
+        chat = Chat(lm, **options); talk = chat.begin()
+        if o["session"]: chat.save(talk, o["session"]) # better to learn now that this cannot be written
+    if sys.stdin.isatty(): print(f"{lm}\nSay something; /help lists commands, /quit ends.")
+    for line in _lines("> "):
+        turns = talk.turns
+        try: chat, now = chat.obey(talk, line, (lambda f: [None for _ in f]) if o["json"] else _show, lambda s: print(s, file=sys.stderr if o["json"] else sys.stdout))
+        except UserError as e: print(f"dlm: {e}", file=sys.stderr); continue
+        except KeyboardInterrupt: print("\n(stopped)", file=sys.stderr); continue # of the answer; the talk is as it was
+        if now is None: return
+        talk = now
+        if o["session"]: chat.save(talk, o["session"])
+        if o["json"] and talk.turns and talk.turns is not turns: print(json.dumps({"prompt": talk.turns[-1].prompt, "text": chat.text(talk.turns[-1])}, ensure_ascii=False), flush=True)
 
 # %% ../nbs/21_cli.ipynb #0010b
 def eval_command(args):
@@ -443,7 +477,7 @@ def doctor_command(args):
     return 0 if out["ok"] else 1
 
 # %% ../nbs/21_cli.ipynb #0015
-COMMANDS = {"doctor": doctor_command, "demo": demo_command, "train": train_command, "sample": sample_command, "eval": eval_command, "bench": bench_command, "runs": runs_command}
+COMMANDS = {"doctor": doctor_command, "demo": demo_command, "train": train_command, "sample": sample_command, "chat": chat_command, "eval": eval_command, "bench": bench_command, "runs": runs_command}
 
 HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
 
@@ -451,6 +485,7 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   demo         train the demonstration model and see what it writes
   train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4
   sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
+  chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte
   bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
   runs         list what has been trained

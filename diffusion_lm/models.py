@@ -173,13 +173,13 @@ def save_weights(state, path, **meta): # meta: strings to keep in the header, e.
 
 def load_weights(path, **expect): # expect: what the header must say, where it says anything
     "Read a state dict; raises `UserError` if the file is missing, damaged, or belongs to something else"
-    if not Path(path).is_file(): raise UserError(f"weights {path} are missing")
+    if not Path(path).is_file(): raise UserError(f"{path} is missing")
     try:
         with safe_open(path, "pt") as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(json.loads((f.metadata() or {}).get("about", "{}")))
-    except Exception as e: raise UserError(f"weights {path} are damaged ({str(e)[:60]})") from None
-    if meta.pop("digest", None) != _state_digest(state, meta): raise UserError(f"weights {path} are damaged: their digest does not match")
+    except Exception as e: raise UserError(f"{path} is damaged ({str(e)[:60]})") from None
+    if meta.pop("digest", None) != _state_digest(state, meta): raise UserError(f"{path} is damaged: its digest does not match")
     for k, v in expect.items():
-        if meta.get(k, v) != v: raise UserError(f"weights {path} were saved with another {k} than the one here")
+        if meta.get(k, v) != v: raise UserError(f"{path} was saved with another {k} than the one here")
     return state
 
 # %% ../nbs/07_models.ipynb #001a
