@@ -83,13 +83,14 @@ class XTransformer(nn.Module):
 
 class XObjective(nn.Module):
     "x-transformers' own loss, which draws its own times and masks"
-    name, is_bound = "x-transformers", False
+    name, is_bound, layout, stretch = "x-transformers", False, "packed", None
     def __init__(self, model):
         super().__init__()
         self.model = model
         self.wrapper = _x_transformers().NonAutoregressiveWrapper(model.net, mask_id=model.mask, self_cond=False, no_replace_prob=0., random_token_prob=0.,
                                                                   use_simple_mdlm_loss_weight=False)
 
+    def times(self, length): return 1
     def forward(self, x, t=None, u=None): return self.wrapper(x).loss
 
 # %% ../nbs/20a_bench.ipynb #0015

@@ -302,7 +302,8 @@ class Batch(NamedTuple):
     x: torch.Tensor            # clean tokens (b,l), int64
     t: torch.Tensor            # times in (0,1], stratified over the batch: (b, blocks), float32
     u: torch.Tensor            # uniforms that decide what is masked (b,l), float32
-    start: torch.Tensor = None # (b,) bool: does this window begin a document? (layout "streams" only)
+    start: torch.Tensor = None    # (b,) bool: does this window begin a document? (layout "streams" only)
+    document: torch.Tensor = None # (b,) int64: which document of the store it is from; -1 in a layout that does not know
 
     def to(self, device): return Batch(*(v if v is None else v.to(device, non_blocking=True) for v in self))
 
@@ -319,26 +320,27 @@ class _Packed:
         e, i = divmod(n, self.n)
         shift, perm = self.epoch(e)
         i = shift + int(perm[i])*self.length
-        return self.x[i:i + self.length], False
+        return self.x[i:i + self.length], False, -1
 
 # %% ../nbs/02_data.ipynb #002c
 class _Streams:
-    "Row i of the batch reads documents from start to end, a segment a step; the last segment of each is padded"
-    def __init__(self, store, side, length, seed, batch):
-        self.x, self.length, self.seed, self.batch, self.pad = store.tokens, length, seed, batch, store.meta["pad"]
+    "Row i of the batch reads documents from start to end, or stretches of them, a segment a step; a document's last segment is padded"
+    def __init__(self, store, side, length, seed, batch, stretch=None):
+        self.x, self.length, self.seed, self.batch, self.pad, self.stretch = store.tokens, length, seed, batch, store.meta["pad"], stretch
         self.docs = store.documents(side)
+        self.first = int(np.searchsorted(store.offsets, self.docs[0])) # the side's first document
         self.n = int((-(-np.diff(self.docs)//length)).sum())//batch*batch # segments an epoch, the same for each row
         if not self.n: raise UserError(f"the {side} side has fewer than {batch} segments: use a smaller trainer.batch")
         self.epoch = lru_cache(2)(self._epoch)
     def _epoch(self, e):
-        perm = rng(self.seed, "epoch", e).permutation(len(self.docs) - 1)
-        return [(a, min(a + self.length, end), a == start) for start, end in ((self.docs[d], self.docs[d + 1]) for d in perm)
-                for a in range(start, end, self.length)]
+        docs, l = [(self.first + d, range(a, b, self.length), b) for d, (a, b) in enumerate(zip(self.docs, self.docs[1:]))], self.length
+        parts = [[(a, min(a + l, end), a == at[i], d) for a in at[i:i + k]] for d, at, end in docs for k in [self.stretch or len(at)] for i in range(0, len(at), k)]
+        return [s for p in rng(self.seed, "epoch", e).permutation(len(parts)) for s in parts[p]]
     def __call__(self, n):
         e, i = divmod(n, self.n)
         step, row = divmod(i, self.batch)
-        a, b, start = self.epoch(e)[row*(self.n//self.batch) + step]
-        return np.pad(self.x[a:b].astype(np.int64), (0, self.length - (b - a)), constant_values=self.pad), start or step == 0
+        a, b, start, doc = self.epoch(e)[row*(self.n//self.batch) + step]
+        return np.pad(self.x[a:b].astype(np.int64), (0, self.length - (b - a)), constant_values=self.pad), start or step == 0, doc
 
 class _Pairs:
     "Two adjacent pieces of a document with [SEP] between them"
@@ -353,7 +355,7 @@ class _Pairs:
     def __call__(self, n):
         e, i = divmod(n, self.n)
         a, half = self.starts[self.epoch(e)[i]], self.length//2
-        return np.insert(self.x[a:a + self.length - 1].astype(np.int64), half, self.sep), False
+        return np.insert(self.x[a:a + self.length - 1].astype(np.int64), half, self.sep), False, -1
 
 # %% ../nbs/02_data.ipynb #002e
 LAYOUTS = {"packed": _Packed, "streams": _Streams, "pairs": _Pairs}
@@ -366,12 +368,13 @@ class Loader:
                  side="train",       # which side of the split
                  seed=0,
                  blocks=1,           # times drawn for each sequence
-                 layout="packed"):   # "packed", "streams" or "pairs"
+                 layout="packed",    # "packed", "streams" or "pairs"
+                 stretch=None):      # of streams: windows that a row reads of a document before it turns to another; None: all
         size = len(store.side(side))
         if size < length:
             raise UserError(f"the {side} side has {size} tokens, fewer than one window of {length}: use more text or a smaller model.length")
         self.length, self.batch_size, self.seed, self.blocks = length, batch, seed, blocks
-        self.window = LAYOUTS[layout](store, side, length, seed, batch)
+        self.window = LAYOUTS[layout](store, side, length, seed, batch, **({"stretch": stretch} if layout == "streams" else {}))
 
     def times(self, step):
         "Stratified times of a whole global batch (batch, blocks), in (0,1]"
@@ -382,10 +385,10 @@ class Loader:
         "The rows of global batch number `step` that process `rank` of `world` works on"
         rows = range(rank, self.batch_size, world)
         n0 = step*self.batch_size
-        x, start = zip(*(self.window(n0 + i) for i in rows))
+        x, start, doc = zip(*(self.window(n0 + i) for i in rows))
         u = np.stack([rng(self.seed, "mask", n0 + i).random(self.length, dtype=np.float32) for i in rows])
         return Batch(torch.from_numpy(np.stack(x).astype(np.int64)), torch.from_numpy(self.times(step)[list(rows)].astype(np.float32)),
-                     torch.from_numpy(u), torch.tensor(start))
+                     torch.from_numpy(u), torch.tensor(start), torch.tensor(doc))
 
 # %% ../nbs/02_data.ipynb #0035
 def eval_windows(tokens,     # a side's tokens, or any 1-d array of ids

@@ -144,11 +144,14 @@ class Attention(nn.Module):
         else: qkv = F.linear(x, w[:d], b if b is None else b[:d]), *F.linear(memory, w[d:], b if b is None else b[d:]).split(d, -1)
         return [z.unflatten(-1, (self.heads, -1)) for z in qkv]
 
-    def forward(self, x, rot=None, mask=None, causal=False, cache=None, memory=None):
+    def forward(self, x, rot=None, mask=None, causal=False, cache=None, memory=None,
+                beside=None): # keys and values (b,n,h,d/h) at which the queries look as well, and the way out of there (d,d)
         q, k, v = self.project(x, memory)
         if rot is not None: q, k = rope(q, *rot), rope(k, *rot)
         if cache is not None: k, v = (torch.cat([c, z], 1) for c, z in zip(cache, (k, v)))
-        return self.out(attend(q, k, v, mask, causal).flatten(-2)), (k, v)
+        y = self.out(attend(q, k, v, mask, causal).flatten(-2))
+        if beside is not None: y = y + F.linear(attend(q, *beside[:2]).flatten(-2), beside[2])
+        return y, (k, v)
 
 # %% ../nbs/05_layers.ipynb #0014
 class _Gate(torch.autograd.Function):
@@ -211,9 +214,9 @@ class Block(nn.Module):
             self.ada = nn.Linear(d, 6*d)
             nn.init.zeros_(self.ada.weight); nn.init.zeros_(self.ada.bias)
 
-    def forward(self, x, rot=None, mask=None, causal=False, cache=None, cond=None):
+    def forward(self, x, rot=None, mask=None, causal=False, cache=None, cond=None, beside=None):
         c1, s1, g1, c2, s2, g2 = (None,)*6 if cond is None else self.ada(cond).chunk(6, -1)
-        y, cache = self.attn(_affine(self.norm1(x), c1, s1), rot, mask, causal, cache)
+        y, cache = self.attn(_affine(self.norm1(x), c1, s1), rot, mask, causal, cache, beside=beside)
         x = x + _affine(self.drop(y), g1)
         return x + _affine(self.drop(self.ff(_affine(self.norm2(x), c2, s2))), g2), cache
 

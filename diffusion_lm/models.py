@@ -114,11 +114,11 @@ class BaselineDreamModel(nn.Module):
         cond = None if self.time is None else self.time(torch.zeros(len(x), device=x.device) if t is None else t)
         new, training = [], torch.is_grad_enabled()
         for i, (block, c) in enumerate(zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks))):
-            if self.checkpointing and training: h = checkpoint(_hidden, block, h, rot, mask, self.causal, c, cond, use_reentrant=False)
+            beside = None if tokens is None else self.look(i, tokens)
+            if self.checkpointing and training: h = checkpoint(_hidden, block, h, rot, mask, self.causal, c, cond, beside, use_reentrant=False)
             else:
-                h, kv = block(h, rot, mask, self.causal, c, cond)
+                h, kv = block(h, rot, mask, self.causal, c, cond, beside)
                 new.append(kv)
-            if tokens is not None: h = self.look(i, h, tokens)
         return self.norm(h), State(cache=new or None)
 
     def read(self, memory): raise ValueError("this model reads no memory") # of `StackedDiffusionModel3D`: the memory as tokens,

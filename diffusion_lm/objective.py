@@ -102,7 +102,8 @@ class NoiseConfig:
 
 class Objective(nn.Module):
     "A model with its training loss: `forward` takes a batch and returns the loss"
-    carries = False # True if `forward` also takes and returns what is carried from step to step
+    carries = False   # True if `forward` also takes and returns what is carried from step to step
+    layout, stretch = "packed", None # how a `Loader` is to cut the text for it
     def __init__(self, model, name="nelbo-count", noise=NoiseConfig(), smoothing=0.):
         super().__init__()
         if name not in OBJECTIVES: raise unknown("objective", name, OBJECTIVES)

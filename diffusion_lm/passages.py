@@ -52,6 +52,7 @@ def _deal(s, order):
 def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
                    size=None,         # tokens in a passage; the model's own if not given
                    memory="carried",  # of a model with thoughts
+                   prefix=None,       # tokens that a baseline sees before each passage of a stretch (n,p), [PAD] first
                    draws=4, seed=0, dtype=torch.float32, progress=lambda it: it):
     "Nats of each passage (n,passages), a mean over the draws"
     if memory not in MEMORY: raise unknown("memory", memory, MEMORY)
@@ -69,7 +70,9 @@ def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
             if model.block and not thinks: # two blocks at once; of the first passage of all, only itself is seen
                 if k == 0: return model.two_streams(x[:, :2*size], torch.cat([masked, torch.zeros_like(masked)], 1), None)[:, :size]
                 return model.two_streams(x[:, (k - 1)*size:(k + 1)*size], torch.cat([torch.zeros_like(masked), masked], 1), None)[:, size:]
-            return model.features(torch.where(masked, model.mask, y), share.flatten(), mask=real_keys(model, y), memory=given)[0]
+            hidden = torch.where(masked, model.mask, y)
+            if prefix is not None: hidden = torch.cat([prefix.to(device), hidden], 1)
+            return model.features(hidden, share.flatten(), mask=real_keys(model, hidden), memory=given)[0][:, -size:]
         with autocast(device, dtype):
             for d in range(draws):
                 u = torch.from_numpy(np.stack([r.random(size, dtype=np.float32) for r in g]))
@@ -81,11 +84,12 @@ def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
 
 # %% ../nbs/11b_passages.ipynb #000e
 def by_passage(model, tok, tokens, offsets, # as for `evaluate`
-               passages=8, size=None, memory="carried", draws=4, seed=0, dtype=torch.float32, progress=lambda it: it):
+               passages=8, size=None, memory="carried", prefix=None, # of each document (docs,p)
+               draws=4, seed=0, dtype=torch.float32, progress=lambda it: it):
     "Bits/byte by place in the stretch: `passages`, a list of estimates, and `later`, one; `by_document`, sums (docs,passages)"
     size = size or model.block or model.config.length
     x, doc = stretches(tokens, np.asarray(offsets) - offsets[0], size, passages, model.pad)
-    nats = score_passages(model, x, doc, size, memory, draws, seed, dtype, progress)
+    nats = score_passages(model, x, doc, size, memory, None if prefix is None else prefix[doc], draws, seed, dtype, progress)
     nbyte = tok.n_bytes[x.numpy()].reshape(*nats.shape, size).sum(-1)
     nat, byte = (np.stack([np.bincount(doc, z[:, k]) for k in range(passages)], 1) for z in (nats, nbyte))
     bits = lambda a, b: asdict(bootstrap_ratio(a[b > 0], b[b > 0], "bits/byte", kind="bound", f=lambda r: r/math.log(2)))

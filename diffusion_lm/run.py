@@ -134,8 +134,8 @@ def train(cfg,                 # `RunConfig`
     corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)) if resume else cfg.tokenizer)
     if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
     cfg = _check(cfg, tok)
-    loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=cfg.model.length//cfg.model.block if cfg.model.block else cfg.noise.blocks, layout="streams" if cfg.model.thought else "packed")
     objective, device = make(cfg, tok), pick_device(cfg.trainer.device)
+    loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=objective.times(cfg.model.length), layout=objective.layout, stretch=objective.stretch)
     if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count", "block"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))
     log, samples = run/"log.jsonl", run/"samples.jsonl"

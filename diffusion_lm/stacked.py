@@ -14,20 +14,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import UserError, digest_of, rng, unknown
-from .layers import Attention, RMSNorm
+from .layers import RMSNorm, rope, rope_table
 from .models import BaselineDreamModel, load_weights, n_params, save_weights
 from .objective import NoiseConfig, Objective, real_keys, token_nll
 from .thought import Reader, ThoughtConfig, ThoughtLosses, Thoughts, Writer, newest_first, no_thoughts, push, renew
 
 # %% ../nbs/07a_stacked.ipynb #0006
 class Look(nn.Module):
-    "Cross-attention to memory tokens, behind a gate that begins closed"
-    def __init__(self, d, heads):
+    "Keys and values of memory tokens for the queries of a block, and the way back into the stream, which begins at zero"
+    def __init__(self, d, heads, tokens): # width and heads of the block, width of the tokens
         super().__init__()
-        self.norm, self.norm_memory, self.attn, self.gate = RMSNorm(d), RMSNorm(d), Attention(d, heads), nn.Parameter(torch.zeros(d))
+        self.heads, self.norm = heads, RMSNorm(tokens)
+        self.key, self.value, self.out = nn.Linear(tokens, d, bias=False), nn.Linear(tokens, d, bias=False), nn.Linear(d, d, bias=False)
 
-    def forward(self, h, memory): # (b,l,d), (b,n,d)
-        return h + self.gate.to(h.dtype)*self.attn(self.norm(h), memory=self.norm_memory(memory))[0]
+    def forward(self, memory): # (b,n,tokens)
+        z = self.norm(memory)
+        k, v = (f(z).unflatten(-1, (self.heads, -1)) for f in (self.key, self.value))
+        return rope(k, *(r.to(k.dtype) for r in rope_table(torch.arange(-z.shape[1], 0, device=z.device), k.shape[-1]))), v, self.out.weight
 
 # %% ../nbs/07a_stacked.ipynb #0009
 PASSAGE = 64 # tokens in a passage, if not given
@@ -39,13 +42,14 @@ class StackedDiffusionModel3D(BaselineDreamModel):
         super().__init__(replace(config, block=PASSAGE if config.block is None else config.block, thought=config.thought or ThoughtConfig()), vocab_size, specials)
         c, t = self.config, self.config.thought
         self.block, self.thought, self.carries = c.block, t, t.loophole > 0
-        self.reader, self.writer = Reader(t, c.width), Writer(t, c.width, c.heads)
+        self.reader, self.writer = Reader(t, c.width//2), Writer(t, c.width)
         at = sorted({max(0, round((i + 1)*c.layers/(t.looks + 1)) - 1) for i in range(t.looks)}) # evenly between the blocks
-        self.looks = nn.ModuleDict({str(i): Look(c.width, c.heads) for i in at})
+        self.looks = nn.ModuleDict({str(i): Look(c.width, c.heads, c.width//2) for i in at})
         self.first = nn.Parameter(torch.randn(*t.dims, t.channels)) if t.initial == "learned" else None
-        self.losses = ThoughtLosses(t, c.width, t.losses) if any(t.losses.values()) else None
+        self.losses = ThoughtLosses(t, c.width, c.width//2, t.losses) if any(t.losses.values()) else None
         self.open = nn.Parameter(torch.zeros(c.width)) if self.carries else None # the gate of the latent
         for m in (self.reader, self.writer, self.looks): m.apply(self._init)
+        for look in self.looks.values(): nn.init.zeros_(look.out.weight) # closed
 
     def features(self, x, t=None, *, pos=None, mask=None, cache=None, memory=None, latent=None):
         "Hidden states (b,l,d) of tokens (b,l), and the `State`. memory: `Thoughts` to look at; latent: hidden states of the step before (b,l,d)"
@@ -54,7 +58,7 @@ class StackedDiffusionModel3D(BaselineDreamModel):
         return h, state._replace(thoughts=memory, latent=h)
 
     def read(self, memory): return self.reader(memory)
-    def look(self, i, h, tokens): return self.looks[str(i)](h, tokens) if str(i) in self.looks else h
+    def look(self, i, tokens): return self.looks[str(i)](tokens) if str(i) in self.looks else None
     def recall(self, h, latent): return super().recall(h, latent) if self.open is None else h + self.open.to(h.dtype)*F.rms_norm(latent.to(h.dtype), h.shape[-1:])
 
     def begin(self, b): # rows
@@ -67,15 +71,16 @@ class StackedDiffusionModel3D(BaselineDreamModel):
             return push(s, noise.to(p))
         return push(s, self.first.expand(b, *self.first.shape))
 
-    def write(self, h, s, real=None): # hidden states of a passage (b,l,d), `Thoughts`, which positions hold text (b,l)
+    def write(self, h, x, s): # hidden states (b,l,d) and tokens (b,l) of a passage, `Thoughts`
         "The stacks with a new thought in them; rows without text keep what they have"
-        s = newest_first(s)
-        new, worth = self.writer(h, s.maps[:, 0], real) # an empty slot is zero
-        return push(s, new, worth, None if real is None else real.any(1), self.thought.retention)
+        s, real = newest_first(s), x != self.pad
+        known = F.rms_norm(self.embed(x).to(h.dtype), h.shape[-1:]) # hidden states of a masked pass know half of the words
+        new, worth = self.writer(h + known, s.maps[:, 0], None if real.all() else real) # an empty slot is zero
+        return push(s, new, worth, real.any(1), self.thought.retention)
 
     def remember(self, x, s): # a finished passage (b,l), `Thoughts`
         "The stacks with a thought of the passage, read clean"
-        return self.write(self.features(x, mask=real_keys(self, x), memory=s)[0], s, x != self.pad)
+        return self.write(self.features(x, mask=real_keys(self, x), memory=s)[0], x, s)
 
     def study(self, x, s=None): # any number of finished passages (b,n·block), the `Thoughts` before; those of a beginning if not given
         "The stacks after reading them, one after another"
@@ -107,34 +112,52 @@ def two_streams(self:StackedDiffusionModel3D, x, masked, t=None):
     "Hidden states (b,l,d) of all passages from a beginning, for whoever asks a model of blocks for them"
     return self.passages(x, masked, t)[0]
 
+# %% ../nbs/07a_stacked.ipynb #1000
 @patch
 def _passage(self:StackedDiffusionModel3D, x, masked, t, s, document):
     "One passage: hidden states, the stack with its thought, auxiliary losses"
-    real, mask = x != self.pad, real_keys(self, x)
-    hidden, latent = torch.where(masked, self.mask, x), None
-    if self.carries and self.training and torch.rand(()) < self.thought.loophole:
-        with torch.no_grad(): latent = self.features(hidden, t, mask=mask, memory=s)[0]
-    h, _ = self.features(hidden, t, mask=mask, memory=s, latent=latent)
+    hard, mask, latent = self.training and self.thought, real_keys(self, x), None
+    if hard and hard.forget: s = renew(s, torch.rand(len(x), device=x.device) < hard.forget, self.begin(len(x)))
+    given = s._replace(maps=s.maps + hard.noise*torch.randn_like(s.maps)) if hard and hard.noise else s
+    hidden = torch.where(masked, self.mask, self._mistype(x) if hard and hard.typos else x)
+    if self.carries and hard and torch.rand(()) < hard.loophole:
+        with torch.no_grad(): latent = self.features(hidden, t, mask=mask, memory=given)[0]
+    h, _ = self.features(hidden, t, mask=mask, memory=given, latent=latent)
     clean = self.thought.writer == "clean" or not self.training
-    after = self.remember(x, s) if clean else self.write(h, s, real)
-    if self.losses is None or not self.training: return h, after, {}
-    was, now = newest_first(s), newest_first(after)
+    after = self.remember(x, s) if clean else self.write(h, x, s)
+    return h, after, self._losses(x, s, after, clean, document) if hard and self.losses else {}
+
+@patch
+def _mistype(self:StackedDiffusionModel3D, x):
+    "Some of the tokens replaced by random ones"
+    other = torch.randint_like(x, self.vocab_size)
+    return torch.where((torch.rand(x.shape, device=x.device) < self.thought.typos) & (x != self.pad) & ~self.never[other], other, x)
+
+@patch
+def _losses(self:StackedDiffusionModel3D, x, s, after, clean, document):
+    "Auxiliary losses of the newest thought"
+    was, now, real = newest_first(s), newest_first(after), x != self.pad
     other = self.remember(x, s) if "consistency" in self.losses.weights and not clean else after
-    return h, after, self.losses(now.maps[:, 0], real.any(1), self.read(s), was.maps[:, 0], self.head, x, real, newest_first(other).maps[:, 0], document)
+    return self.losses(now.maps[:, 0], real.any(1), self.read(s), was.maps[:, 0], self.head, x, real, newest_first(other).maps[:, 0], document)
 
 # %% ../nbs/07a_stacked.ipynb #0017
 class ThoughtObjective(Objective):
     "A model with thoughts and its training loss: `forward` also takes and returns what is carried from batch to batch"
-    carries = True
+    carries, layout = True, "streams" # stretch: the model's
     ramp = 1. # how much of the auxiliary weights is in force
 
-    def __init__(self, model, noise=NoiseConfig(), smoothing=0.): super().__init__(model, "block", noise, smoothing)
+    def __init__(self, model, noise=NoiseConfig(), smoothing=0.): 
+        super().__init__(model, "block", noise, smoothing)
+        self.stretch = model.thought.stretch
 
-    def forward(self, x, t, u, start=None, thoughts=None):
+    @property
+    def is_bound(self): return super().is_bound and not self.model.thought.typos
+
+    def forward(self, x, t, u, start=None, document=None, thoughts=None):
         "Loss in nats per real token, and the `Thoughts` after it"
         if thoughts is not None: thoughts = Thoughts(*thoughts)
         masked, w = self.corrupt(x, t, u)
-        h, s, aux = self.model.passages(x, masked, t, thoughts, start)
+        h, s, aux = self.model.passages(x, masked, t, thoughts, start, document)
         nll = token_nll(self.model, h[masked], x[masked], self.smoothing)
         loss = (nll*w[masked]).sum()/(x != self.model.pad).sum()
         return loss + (self.model.losses.total(aux, self.ramp) if aux else 0.), s.detach()

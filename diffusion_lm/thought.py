@@ -9,14 +9,14 @@ __all__ = ['RETENTION', 'INITIAL', 'WRITER', 'LOSSES', 'ThoughtConfig', 'Thought
 # %% ../nbs/06_thought.ipynb #0003
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .core import UserError, unknown
-from .layers import Attention, RMSNorm, attend, rope, rope_table
+from .layers import RMSNorm, attend, rope, rope_table
 
 # %% ../nbs/06_thought.ipynb #0006
 RETENTION, INITIAL, WRITER = ("fifo", "importance"), ("learned", "noise", "nothing"), ("masked", "clean")
@@ -33,7 +33,11 @@ class ThoughtConfig:
     scales: bool = True          # a third of the reader's heads see recent thoughts, a third those in the middle, a third all
     motion: bool = True          # the reader sees how fast thoughts change, too
     writer: str = "masked"       # what training writes thoughts from: the masked pass, or a further one over the clean text
-    looks: int = 2               # how often text looks at its thoughts on the way through the layers
+    looks: int = 2               # in how many of the blocks text looks at its thoughts
+    stretch: Optional[int] = 4   # windows of a document that training reads one after another, before it turns elsewhere; null: all
+    forget: float = 0.           # share of passages that training reads with nothing remembered
+    noise: float = 0.            # size of the noise that training adds to thoughts, where a thought has size 1
+    typos: float = 0.            # share of the known tokens that training replaces by random ones (then the loss is no bound)
     loophole: float = 0.         # share of batches in which the last hidden states are carried into a second pass
     losses: dict[str, float] = field(default_factory=dict) # weights of auxiliary losses: next, reconstruction, contrastive, consistency, diversity, sparsity
 
@@ -49,7 +53,10 @@ class ThoughtConfig:
             if getattr(self, k) not in known: raise unknown(f"thought.{k}", getattr(self, k), known)
         for k in self.losses:
             if k not in LOSSES: raise unknown("thought loss", k, LOSSES)
-        if not 0 <= self.loophole <= 1: raise UserError(f"thought.loophole must be between 0 and 1, got {self.loophole}")
+        for k in ("loophole", "forget", "typos"):
+            if not 0 <= getattr(self, k) <= 1: raise UserError(f"thought.{k} must be between 0 and 1, got {getattr(self, k)}")
+        if not 0 <= self.noise <= 100: raise UserError(f"thought.noise must be between 0 and 100, got {self.noise}")
+        if self.stretch is not None and self.stretch < 1: raise UserError(f"thought.stretch must be at least 1, got {self.stretch}")
         return self
 
 # %% ../nbs/06_thought.ipynb #0009
@@ -153,11 +160,12 @@ class Reader(nn.Module):
 # %% ../nbs/06_thought.ipynb #0023
 class Writer(nn.Module):
     "A new thought from hidden states and the previous thought"
-    def __init__(self, cfg, d, heads): # `ThoughtConfig`, width and heads of the text's model
+    def __init__(self, cfg, d, heads=4, head_dim=32): # `ThoughtConfig`, width of the text's hidden states
         super().__init__()
-        c, self.cfg = cfg.channels, cfg
-        self.places, self.into, self.norm, self.attn = Places(cfg.dims, d), nn.Linear(c, d, bias=False), RMSNorm(d), Attention(d, heads)
-        self.out, self.gate, self.worth = nn.Linear(d, c, bias=False), nn.Linear(2*d, c), nn.Linear(cfg.cells*c, 1)
+        c, w, self.cfg, self.heads = cfg.channels, heads*head_dim, cfg, heads
+        self.places, self.into, self.norm = Places(cfg.dims, w), nn.Linear(c, w, bias=False), RMSNorm(w)
+        self.query, self.text = nn.Linear(w, w, bias=False), nn.Linear(d, 2*w, bias=False)
+        self.out, self.gate, self.worth = nn.Linear(w, c, bias=False), nn.Linear(2*w, c), nn.Linear(cfg.cells*c, 1)
         nn.init.constant_(self.gate.bias, 2.) # at first, mostly the candidate
 
     def forward(self, h,         # hidden states (b,l,d)
@@ -166,10 +174,11 @@ class Writer(nn.Module):
         "The thought (b,*dims,c) and its importance (b,)"
         if real is not None: real = (real | ~real.any(1, keepdim=True))[:, None, None]
         old = previous.flatten(1, -2).to(h.dtype)
-        q = self.places().to(h.dtype) + self.into(old)
-        q = self.norm(q)
-        y = self.attn(q, mask=real, memory=h)[0]
-        new, gate = self.out(y), self.gate(torch.cat([q, y], -1)).sigmoid()
+        x = self.norm(self.places().to(h.dtype) + self.into(old))
+        q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in (self.query(x), *self.text(h).chunk(2, -1)))
+        k = rope(k, *(r.to(k.dtype) for r in rope_table(torch.arange(-h.shape[1], 0, device=h.device), k.shape[-1])))
+        y = attend(q, k, v, real).flatten(-2)
+        new, gate = self.out(y), self.gate(torch.cat([x, y], -1)).sigmoid()
         new = torch.lerp(old, F.rms_norm(new, new.shape[-1:]), gate)
         return new.view_as(previous), self.worth(new.flatten(1)).sigmoid()[:, 0]
 
@@ -195,10 +204,10 @@ def diversity(z): # (r,p)
 # %% ../nbs/06_thought.ipynb #0030
 class ThoughtLosses(nn.Module):
     "Auxiliary terms of a new thought, a dict; only those with a weight are computed"
-    def __init__(self, cfg, d, weights): # `ThoughtConfig`, width of the model, {name: weight}
+    def __init__(self, cfg, d, tokens, weights): # `ThoughtConfig`, width of the model and of its memory tokens, {name: weight}
         super().__init__()
         size, self.weights = cfg.cells*cfg.channels, {k: v for k, v in weights.items() if v}
-        self.guess = nn.Linear(d, cfg.channels) if "next" in self.weights else None
+        self.guess = nn.Linear(tokens, cfg.channels) if "next" in self.weights else None
         self.words = nn.Linear(size, d) if "reconstruction" in self.weights else None
         self.point = nn.Linear(size, 64) if "contrastive" in self.weights else None
 

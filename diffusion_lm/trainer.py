@@ -198,13 +198,13 @@ def best_model(self:Learner):
 @patch
 def _split(self:Learner, b):
     "Micro-batches (x, t, u), each with its share of this process's mean and what else its objective takes"
-    x, t, u, start = b
+    x, t, u, start, document = b
     lo, hi = self.shares
     n = self.micro or len(x)
     real = (x != self.model.pad).sum(-1).float()
     mean = self.acc.reduce(real.sum(), "mean") if self.world > 1 else real.sum() # real tokens of a process, on average
     more = [()]*-(-len(x)//n)
-    if self.carries: more = zip(start.split(n), zip(*(z.split(n) for z in self.carried)) if self.carried else [None]*len(more))
+    if self.carries: more = zip(start.split(n), document.split(n), zip(*(z.split(n) for z in self.carried)) if self.carried else [None]*len(more))
     return [(a, lo + (hi - lo)*s, v, r.sum()/mean, m) for a, s, v, r, m in zip(*(z.split(n) for z in (x, t, u, real)), more)]
 
 @patch

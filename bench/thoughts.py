@@ -1,0 +1,156 @@
+"""Do thoughts earn their place? The runs behind the results pages on thoughts.
+
+    python bench/thoughts.py costs             CPU seconds of a step of each kind, interleaved in one process → bench/thoughts_costs.json
+    python bench/thoughts.py list              the arms, and which of them are there
+    python bench/thoughts.py train [NAME …]    train and score those that are missing, one after another → bench/records/thoughts.jsonl
+    python bench/thoughts.py steps RUN …       texts of these runs in 16 to 128 steps, judged → bench/records/thoughts-steps.jsonl
+    python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
+
+Main arms have 20 minutes of one core each, ablations half of that; all steps have 4,096 tokens. An arm's number of steps is fixed
+beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
+`steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
+"""
+import json, statistics, sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, torch
+
+from diffusion_lm.bench import clock
+from diffusion_lm.block import make_model
+from diffusion_lm.cli import parse_train
+from diffusion_lm.core import UserError, append_jsonl, describe_machine, find_run, keep_memory, read_json, read_jsonl, runs_dir, seed_everything, write_json
+from diffusion_lm.data import load_corpus, token_store
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models import BaselineDreamModel, ModelConfig, n_params
+from diffusion_lm.objective import Objective, real_keys, token_nll
+from diffusion_lm.passages import MEMORY, by_passage, stretches
+from diffusion_lm.run import build, load_config, train
+from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.thought import ThoughtConfig
+from diffusion_lm.trainer import TrainConfig, make_optimizers
+
+HERE = Path(__file__).parent
+COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
+PASSAGE, TOKENS, BUDGET, SHORT = 64, 4096, 1200, 600 # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation
+WIDTH = 272 # of the baselines: as many parameters as the model with thoughts; checked by `costs`
+LABEL = 12 # room for year and president
+
+class Labelled(Objective):
+    "A baseline that sees a label of the document, clean, before each passage"
+    carries, layout, stretch = True, "streams", 1 # it has to be told the document; each window is from another place
+    def __init__(self, model, labels): # tokens of each document (docs,LABEL)
+        super().__init__(model)
+        self.register_buffer("labels", labels, persistent=False)
+
+    def forward(self, x, t, u, start, document, carried=None):
+        "Loss in nats per real token of the passages; there is nothing to carry"
+        masked, w = self.corrupt(x, t, u)
+        hidden = torch.cat([self.labels[document], torch.where(masked, self.model.mask, x)], 1)
+        h = self.model.features(hidden, mask=real_keys(self.model, hidden))[0][:, -x.shape[1]:]
+        return (token_nll(self.model, h[masked], x[masked])*w[masked]).sum()/(x != self.model.pad).sum(), (torch.zeros(len(x)),)
+
+def labels(tok, store):
+    "Year and president of each document, as tokens, [PAD] first (docs,LABEL)"
+    ids = [tok.encode(" ".join(n.split("-")[:2]))[-LABEL:] for n in store.names()]
+    return torch.from_numpy(np.stack([np.pad(i, (LABEL - len(i), 0), constant_values=tok.pad) for i in ids]))
+
+def store_of(cfg, tok): return token_store(load_corpus(cfg.data.path, cfg.data.column, cfg.data.config), tok)
+
+def build_labelled(cfg, tok):
+    seed_everything(cfg.seed)
+    return Labelled(BaselineDreamModel(cfg.model, len(tok), tok.specials), labels(tok, store_of(cfg, tok)))
+
+SHAPE = {"model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
+PLAIN = {"model.width": WIDTH, "model.length": PASSAGE, "trainer.batch": TOKENS//PASSAGE}
+MAIN = { # recipe, and what differs from it
+    "thoughts": ("thought", SHAPE),
+    "baseline": ("demo", PLAIN),
+    "context": ("demo", {**PLAIN, "objective": "block", "model.block": PASSAGE, "model.length": 2*PASSAGE, "trainer.batch": TOKENS//(2*PASSAGE)}),
+    "metadata": ("demo", PLAIN)}
+T = lambda **kw: ("thought", SHAPE | {f"model.thought.{k.replace('losses_', 'losses.')}": v for k, v in kw.items()})
+ABLATIONS = {
+    "thoughts": T(), "baseline": MAIN["baseline"],
+    "clean-writer": T(writer="clean"), "one-look": T(looks=1), "four-looks": T(looks=4),
+    "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1), "depth-2": T(depth=2),
+    "importance": T(retention="importance"), "begin-nothing": T(initial="nothing"), "begin-noise": T(initial="noise"),
+    "never-forget": T(forget=0.), "forget-more": T(forget=.2), "whole-documents": T(stretch="null"), "noise": T(noise=.3), "typos": T(typos=.05),
+    "one-cell": T(dims="[1]", channels=1024), "eight-cells": T(dims="[8]", channels=128),
+    **{f"loss-{k}": T(**{f"losses_{k}": v}) for k, v in dict(next=.1, reconstruction=.1, contrastive=.1, consistency=.1, diversity=.01, sparsity=.01).items()},
+    "two-passages": ("thought", SHAPE | {"model.length": 2*PASSAGE, "trainer.batch": TOKENS//(2*PASSAGE), "model.thought.stretch": 8}),
+    "eight-passages": ("thought", SHAPE | {"model.length": 8*PASSAGE, "trainer.batch": TOKENS//(8*PASSAGE), "model.thought.stretch": 2}),
+    "loophole": T(loophole=.5)}
+
+def configuration(kind, seed=0, steps=1):
+    recipe, options = (MAIN | ABLATIONS)[kind]
+    fixed = {"trainer.dtype": "float32", "trainer.minutes": "null", "trainer.eval_every": 100, "trainer.sample_every": 10**6, "trainer.save_every": 100,
+             "trainer.keep": 1, "trainer.test_tokens": 4096, "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}
+    args = [a for k, v in {**fixed, **options, "seed": seed, "trainer.steps": steps}.items() for a in (f"--{k}", str(v))]
+    return parse_train(["--config", recipe, *args])[0]
+
+def costs(rounds=15):
+    "CPU seconds of a step of each kind on one thread, interleaved, and parameters; medians, and medians of the ratios to the model with thoughts"
+    torch.set_num_threads(1); keep_memory()
+    V, steps, size = 4096, {}, {}
+    for kind in [*MAIN, *ABLATIONS]:
+        if kind in steps: continue
+        cfg = configuration(kind)
+        l, b, c = cfg.model.length, cfg.trainer.batch, cfg.model.resolve()
+        g = torch.Generator().manual_seed(0)
+        x, u = torch.randint(5, V, (b, l), generator=g), torch.rand(b, l, generator=g)
+        model = make_model(c, V, range(5), cfg.objective)
+        o = ThoughtObjective(model) if c.thought else Labelled(model, torch.randint(5, V, (9, LABEL), generator=g)) if kind == "metadata" else Objective(model, cfg.objective)
+        n = o.times(l)*b
+        t = ((torch.randperm(n, generator=g) + .5)/n).view(b, -1)
+        steps[kind], size[kind] = stepper(o, (x, t, u), (torch.zeros(b, dtype=torch.bool), torch.arange(b) % 9, None) if o.carries else ()), n_params(model)
+    seconds = {k: [] for k in steps}
+    for i in range(rounds + 1):
+        for k, step in steps.items():
+            s = clock(step, torch.device("cpu"))[1]
+            if i: seconds[k].append(s) # the first round warms up
+    print({k: f"{n/size['thoughts']:.3f}" for k, n in size.items()})
+    return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["thoughts"], v)), "parameters": size[k]} for k, v in seconds.items()}
+
+def stepper(o, batch, more):
+    "A training step, with an optimizer of its own"
+    opts, held = make_optimizers(o.model, TrainConfig(lr=1e-4)), [None]
+    def step():
+        out = o(*batch, *more[:2], held[0]) if o.carries else o(*batch)
+        loss, held[0] = out if o.carries else (out, None)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(o.model.parameters(), 1.)
+        for p in opts: p.step(); p.zero_grad()
+    return step
+
+def arms():
+    "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, then the ablations"
+    cost = read_json(COSTS)
+    steps = lambda kind, budget: round(budget/cost["thoughts"]["cpu_seconds"]/cost[kind]["ratio"])
+    return {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
+
+def train_arm(name, kind, seed, steps):
+    cfg, run = configuration(kind, seed, steps), runs_dir()/name
+    if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists(), make=build_labelled if kind == "metadata" else build)
+    lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
+    store = store_of(cfg, lm.tokenizer)
+    docs = store.documents("test")
+    prefix = labels(lm.tokenizer, store)[np.searchsorted(store.offsets, docs[:-1])] if kind == "metadata" else None
+    memories = MEMORY if getattr(lm.model, "thought", None) else ("carried",)
+    scores = {m: by_passage(lm.model, lm.tokenizer, store.side("test"), docs, size=PASSAGE, memory=m, prefix=prefix) for m in memories}
+    append_jsonl(RECORDS, {"name": name, "kind": kind, "seed": seed, "short": "-short-" in name, "steps": steps, "parameters": s["parameters"], "cpu_seconds": s["cpu_seconds"], "machine": s["machine"], "scores": scores})
+
+def main(what="list", *names):
+    if what == "costs": return write_json(COSTS, costs())
+    done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
+    todo = {n: a for n, a in arms().items() if not names or n in names}
+    if what == "list":
+        for n, (kind, seed, steps) in todo.items(): print(f"{'done' if n in done else '–':5s}{n:26s}{steps:6,} steps")
+    elif what == "train":
+        torch.set_num_threads(1); keep_memory() # one core: no thread waits for another on a busy machine
+        for n, a in todo.items():
+            if n not in done: train_arm(n, *a)
+    else: print(__doc__); return 2
+
+if __name__ == "__main__":
+    try: sys.exit(main(*sys.argv[1:]))
+    except UserError as e: sys.exit(f"thoughts.py: {e}")
