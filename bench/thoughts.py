@@ -10,8 +10,7 @@ Main arms have 20 minutes of one core each, ablations half of that; all steps ha
 beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
-import json, statistics, sys
-from dataclasses import replace
+import statistics, sys
 from pathlib import Path
 
 import numpy as np, torch
@@ -19,15 +18,14 @@ import numpy as np, torch
 from diffusion_lm.bench import clock
 from diffusion_lm.block import make_model
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, append_jsonl, describe_machine, find_run, keep_memory, read_json, read_jsonl, runs_dir, seed_everything, write_json
+from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, runs_dir, seed_everything, write_json
 from diffusion_lm.data import load_corpus, token_store
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import BaselineDreamModel, ModelConfig, n_params
+from diffusion_lm.models import BaselineDreamModel, n_params
 from diffusion_lm.objective import Objective, real_keys, token_nll
 from diffusion_lm.passages import MEMORY, by_passage, stretches
 from diffusion_lm.run import build, load_config, train
-from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.thought import ThoughtConfig
+from diffusion_lm.stacked import ThoughtObjective
 from diffusion_lm.trainer import TrainConfig, make_optimizers
 
 HERE = Path(__file__).parent
@@ -106,6 +104,7 @@ def costs(rounds=15):
     seconds = {k: [] for k in steps}
     for i in range(rounds + 1):
         for k, step in steps.items():
+            if k not in MAIN and i > 5: continue
             s = clock(step, torch.device("cpu"))[1]
             if i: seconds[k].append(s) # the first round warms up
     print({k: f"{n/size['thoughts']:.3f}" for k, n in size.items()})
@@ -123,10 +122,12 @@ def stepper(o, batch, more):
     return step
 
 def arms():
-    "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, then the ablations"
+    "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, one with the loophole, then the ablations"
     cost = read_json(COSTS)
-    steps = lambda kind, budget: round(budget/cost["thoughts"]["cpu_seconds"]/cost[kind]["ratio"])
-    return {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
+    ratio = lambda kind: r if abs((r := cost[kind]["ratio"]) - 1) > .03 else 1. # smaller differences are the measurement's own
+    steps = lambda kind, budget: round(budget/cost["thoughts"]["cpu_seconds"]/ratio(kind))
+    main = {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN}
+    return main | {f"{PREFIX}loophole-s0": ("loophole", 0, steps("loophole", BUDGET))} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
 
 def train_arm(name, kind, seed, steps):
     cfg, run = configuration(kind, seed, steps), runs_dir()/name
@@ -139,8 +140,70 @@ def train_arm(name, kind, seed, steps):
     scores = {m: by_passage(lm.model, lm.tokenizer, store.side("test"), docs, size=PASSAGE, memory=m, prefix=prefix) for m in memories}
     append_jsonl(RECORDS, {"name": name, "kind": kind, "seed": seed, "short": "-short-" in name, "steps": steps, "parameters": s["parameters"], "cpu_seconds": s["cpu_seconds"], "machine": s["machine"], "scores": scores})
 
+STEPS, TEMPERATURES = (16, 32, 64, 128), (.5, .65, .8, 1.) # texts of the same entropy are found between two temperatures
+
+def steps_of_denoising(*runs):
+    "32 texts of two passages with each run, number of steps and temperature, judged"
+    from pareto import judged, write
+    from diffusion_lm.quality import Judge
+    path, judge = HERE/"records"/"thoughts-steps.jsonl", Judge()
+    done = {(r["run"], r["steps"], r["temperature"]) for r in read_jsonl(path)} if path.exists() else set()
+    for run in runs:
+        lm = DiffusionLM.from_run(run, device="cpu")
+        lm.length = 2*PASSAGE
+        for n in STEPS:
+            for t in TEMPERATURES:
+                if (run, n, t) in done: continue
+                ids, calls, seconds = write(lm, dict(steps=n, temperature=t))
+                append_jsonl(path, {"run": run, "steps": n, "temperature": t, "evaluations": float(np.mean(calls)), "cpu_seconds": seconds, **judged(lm, ids, judge)})
+                print(run, n, t, flush=True)
+
+def topics(texts, k=8):
+    "A topic for each text, by non-negative factors of its words; and the topics' words"
+    from sklearn.decomposition import NMF
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    v = TfidfVectorizer(stop_words="english", min_df=20, max_df=.2, sublinear_tf=True)
+    z = v.fit_transform(texts)
+    f = NMF(k, random_state=0, max_iter=400).fit(z)
+    words = v.get_feature_names_out()
+    return f.transform(z).argmax(1), [", ".join(words[i] for i in row.argsort()[::-1][:5]) for row in f.components_]
+
+def probe(run):
+    "What the thoughts of a run know after reading stretches of eight passages of documents that it was not trained on and of some that it was"
+    from diffusion_lm.probes import evolution, linear_probe, thought_path
+    lm = DiffusionLM.from_run(run, device="cpu")
+    tok, store = lm.tokenizer, store_of(load_config(find_run(run)/"config.yaml"), lm.tokenizer)
+    o, names, rows, docs = store.offsets, store.names(), [], []
+    for d in range(len(names)): # some whole stretches of each document, evenly spread over it
+        x, _ = stretches(store.tokens[o[d]:o[d + 1]], [0, int(o[d + 1] - o[d])], PASSAGE, 8, tok.pad)
+        x = x[(x != tok.pad).all(1)]
+        keep = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), 4)).round().astype(int))] if len(x) else x
+        rows.append(keep); docs += [d]*len(keep)
+    x, docs = torch.cat(rows), np.array(docs)
+    held = store.sides[docs] != 0 # not trained on
+    label = {"year": np.array([float(names[d].split("-")[0]) for d in docs]), "president": np.array([names[d].split("-")[1] for d in docs])}
+    passages = [tok.decode(p) for row in x.tolist() for p in np.array(row).reshape(8, -1).tolist()]
+    topic, words = topics(passages)
+    topic = np.array([f"topic {t}" for t in topic]).reshape(len(x), 8)
+    label |= {"topic of the passage read": topic[:, 6], "topic of the next": topic[:, 7]} # of thoughts after the seventh
+    untrained = build(load_config(find_run(run)/"config.yaml"), tok).model.eval()
+    bag = np.stack([np.bincount(r[6*PASSAGE:7*PASSAGE], minlength=len(tok)) for r in x.numpy()]).astype(float)
+    seen = {"thought": thought_path(lm.model, x), "thought of an untrained model": thought_path(untrained, x)}
+    inputs = {k: z[:, 6].flatten(1).numpy() for k, z in seen.items()} | {"words of the passage": np.sqrt(bag[:, bag.sum(0) >= 20])}
+    many = np.isin(label["president"], [p for p in set(label["president"]) if len(set(docs[label["president"] == p])) > 2]) # a president who is in one document only cannot be told from others
+    found = {}
+    for name, y in label.items():
+        rows = many if name == "president" else np.ones(len(x), bool)
+        for what, z in inputs.items():
+            e, chance = linear_probe(z[rows], y[rows], docs[rows])
+            found.setdefault(name, {"chance": chance})[what] = {"value": e.value, "low": e.low, "high": e.high, "unit": e.unit}
+    paths = {"trained": evolution(seen["thought"][held], docs[held]), "trained, on its training text": evolution(seen["thought"][~held], docs[~held]), "untrained": evolution(seen["thought of an untrained model"][held], docs[held])}
+    write_json(HERE/"records"/f"thoughts-probe-{run}.json", {"run": run, "stretches": len(x), "documents": len(set(docs)), "topics": words, "evolution": paths, "probes": found})
+
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
+    if what == "steps" and names: return steps_of_denoising(*names)
+    if what == "probe" and len(names) == 1: return probe(*names)
     done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
     todo = {n: a for n, a in arms().items() if not names or n in names}
     if what == "list":

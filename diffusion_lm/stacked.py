@@ -144,7 +144,7 @@ def _losses(self:StackedDiffusionModel3D, x, s, after, clean, document):
 class ThoughtObjective(Objective):
     "A model with thoughts and its training loss: `forward` also takes and returns what is carried from batch to batch"
     carries, layout = True, "streams" # stretch: the model's
-    ramp = 1. # how much of the auxiliary weights is in force
+    ramp = 1. # how much of the auxiliary weights is in force; the callback `Ramp` sets it
 
     def __init__(self, model, noise=NoiseConfig(), smoothing=0.): 
         super().__init__(model, "block", noise, smoothing)

@@ -35,10 +35,11 @@ class ThoughtConfig:
     writer: str = "masked"       # what training writes thoughts from: the masked pass, or a further one over the clean text
     looks: int = 2               # in how many of the blocks text looks at its thoughts
     stretch: Optional[int] = 4   # windows of a document that training reads one after another, before it turns elsewhere; null: all
-    forget: float = 0.           # share of passages that training reads with nothing remembered
+    forget: float = .05          # share of passages that training reads with nothing remembered
     noise: float = 0.            # size of the noise that training adds to thoughts, where a thought has size 1
     typos: float = 0.            # share of the known tokens that training replaces by random ones (then the loss is no bound)
     loophole: float = 0.         # share of batches in which the last hidden states are carried into a second pass
+    ramp: float = 0.             # share of the training in which the weights of the auxiliary losses rise from zero
     losses: dict[str, float] = field(default_factory=dict) # weights of auxiliary losses: next, reconstruction, contrastive, consistency, diversity, sparsity
 
     @property
@@ -53,7 +54,7 @@ class ThoughtConfig:
             if getattr(self, k) not in known: raise unknown(f"thought.{k}", getattr(self, k), known)
         for k in self.losses:
             if k not in LOSSES: raise unknown("thought loss", k, LOSSES)
-        for k in ("loophole", "forget", "typos"):
+        for k in ("loophole", "forget", "typos", "ramp"):
             if not 0 <= getattr(self, k) <= 1: raise UserError(f"thought.{k} must be between 0 and 1, got {getattr(self, k)}")
         if not 0 <= self.noise <= 100: raise UserError(f"thought.noise must be between 0 and 100, got {self.noise}")
         if self.stretch is not None and self.stretch < 1: raise UserError(f"thought.stretch must be at least 1, got {self.stretch}")

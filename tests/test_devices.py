@@ -56,7 +56,7 @@ def learner(text, shard=False, callbacks=(), layout="packed", validate=True, tho
     store, tok = text
     seed_everything(0)
     small = ModelConfig(width=16, heads=2, layers=2, length=32)
-    if thoughts: model = randomize_(StackedDiffusionModel3D(replace(small, block=8, thought=ThoughtConfig([2], 4, 3)), len(tok), tok.specials), std=.05)
+    if thoughts: model = randomize_(StackedDiffusionModel3D(replace(small, block=8, thought=ThoughtConfig([2], 4, 3, forget=0.)), len(tok), tok.specials), std=.05)
     else: model = randomize_(BaselineDreamModel(small, len(tok), tok.specials), std=.05)
     objective = ThoughtObjective(model) if thoughts else Objective(model)
     if shard:
@@ -126,7 +126,10 @@ def test_carried_thoughts_move(text, tmp_path, first, then):
     "What is carried from step to step is in the checkpoint, in the order of the batch: rows find their thoughts whatever the number of processes"
     def go(world, **kw): return together(lambda rank: fit(text, run=tmp_path/"run", thoughts=True, layout="streams", optimizer="adamw", **kw), tmp_path/f"world{world}", world)[0]
     go(first, stop_at=3)
-    same(fit(text, thoughts=True, layout="streams", optimizer="adamw"), go(then, resume=True), slice(3, None))
+    unbroken, resumed = fit(text, thoughts=True, layout="streams", optimizer="adamw"), go(then, resume=True)
+    losses = lambda r: torch.tensor(r[0])[-3:, 0] # not the norms: gradients of thoughts are faint here, and Adam makes their rounding large
+    torch.testing.assert_close(losses(unbroken), losses(resumed), rtol=5e-6, atol=0)
+    torch.testing.assert_close(unbroken[2], resumed[2], rtol=0, atol=1e-4)
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)], ids=["pair to one", "one to pair"])
 def test_sharded_checkpoint(text, tmp_path, first, then):

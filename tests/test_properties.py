@@ -171,7 +171,7 @@ def ribbon(lengths, other=5):
     "A store whose training side is the numbers from `other` on, in documents of the given lengths; the pad is -1"
     offsets = np.cumsum([0, other, *lengths])
     tokens = np.arange(offsets[-1])
-    return SimpleNamespace(tokens=tokens, side=lambda s: tokens[offsets[1]:], documents=lambda s: offsets[1:], meta=dict(pad=-1, sep=-2))
+    return SimpleNamespace(tokens=tokens, offsets=offsets, side=lambda s: tokens[offsets[1]:], documents=lambda s: offsets[1:], meta=dict(pad=-1, sep=-2))
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
@@ -214,17 +214,19 @@ def test_times(batch, blocks, step):
     shifted = np.sort((t.ravel() - t.min())*n)
     assert np.allclose(shifted, np.arange(n))
 
-@given(lengths, st.integers(1, 12), st.integers(1, 4), st.integers(0, 2))
-def test_streams(docs, length, batch, epoch):
-    "Each row reads on where it stood, or begins a document, and says so"
+@given(lengths, st.integers(1, 12), st.integers(1, 4), st.integers(0, 2), st.none() | st.integers(1, 4))
+def test_streams(docs, length, batch, epoch, stretch):
+    "Each row reads on where it stood, or begins a document or a stretch of one, and says so"
     store = ribbon(docs)
     segments = sum(-(-n//length) for n in docs)
     assume(segments >= batch and sum(docs) >= length)
-    loader = Loader(store, length, batch, seed=1, layout="streams")
+    loader = Loader(store, length, batch, seed=1, layout="streams", stretch=stretch)
     steps, bounds, seen = segments//batch, set(store.documents("train").tolist()), []
+    begins = {a for i, j in zip(store.offsets[1:], store.offsets[2:]) for a in range(i, j, length*stretch)} if stretch else bounds
     rows = [[] for _ in range(batch)]
     for step in range(epoch*steps, (epoch + 1)*steps):
         b = loader.batch(step)
+        assert (store.offsets[b.document] <= b.x[:, 0].numpy()).all() and (b.x[:, 0].numpy() < store.offsets[b.document + 1]).all()
         for row, x, start in zip(rows, b.x.tolist(), b.start.tolist()): row.append((x, start))
     for row in rows:
         at = None
@@ -232,8 +234,8 @@ def test_streams(docs, length, batch, epoch):
             real = [v for v in x if v >= 0]
             assert real and x == real + [-1]*(length - len(real)) and real == list(range(real[0], real[-1] + 1))
             assert len(real) == length or real[-1] + 1 in bounds # only the end of a document is padded
-            assert start == (k == 0 or real[0] in bounds)
-            assert real[0] in bounds or k == 0 or real[0] == at
+            assert start == (k == 0 or real[0] in begins)
+            assert real[0] in begins or k == 0 or real[0] == at
             at = real[-1] + 1
             seen += real
     assert len(seen) == len(set(seen)) # nothing twice in an epoch
