@@ -4,6 +4,7 @@
     python bench/thoughts.py list              the arms, and which of them are there
     python bench/thoughts.py train [NAME …]    train and score those that are missing, one after another → bench/records/thoughts.jsonl
     python bench/thoughts.py steps RUN …       texts of these runs in 16 to 128 steps, judged → bench/records/thoughts-steps.jsonl
+    python bench/thoughts.py ceiling RUN       what a baseline gains when words of the passages before are made more probable by hand → bench/records/thoughts-ceiling.json
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
 Main arms have 20 minutes of one core each, ablations half of that; all steps have 4,096 tokens. An arm's number of steps is fixed
@@ -14,17 +15,19 @@ import statistics, sys
 from pathlib import Path
 
 import numpy as np, torch
+from torch.nn import functional as F
 
 from diffusion_lm.bench import clock
 from diffusion_lm.block import make_model
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, runs_dir, seed_everything, write_json
+from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, rng, runs_dir, seed_everything, write_json
 from diffusion_lm.data import load_corpus, token_store
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.models import BaselineDreamModel, n_params
 from diffusion_lm.objective import Objective, real_keys, token_nll
 from diffusion_lm.passages import MEMORY, by_passage, stretches
 from diffusion_lm.run import build, load_config, train
+from diffusion_lm.schedule import mask_share
 from diffusion_lm.stacked import ThoughtObjective
 from diffusion_lm.trainer import TrainConfig, make_optimizers
 
@@ -158,6 +161,39 @@ def steps_of_denoising(*runs):
                 append_jsonl(path, {"run": run, "steps": n, "temperature": t, "evaluations": float(np.mean(calls)), "cpu_seconds": seconds, **judged(lm, ids, judge)})
                 print(run, n, t, flush=True)
 
+@torch.no_grad()
+def boosted(lm, store, side, past, alphas, draws=2, most=60_000):
+    "Nats and bytes of each document (docs,alphas) and (docs,): the score of word v is raised by alpha·log((c+u)/2u), c its share of the passages before, u of all text"
+    tok, model, docs = lm.tokenizer, lm.model, store.documents(side)
+    u = torch.from_numpy(np.bincount(store.side("train"), minlength=len(tok)) + .5)
+    u, nats, size = u/u.sum(), [], []
+    for a, b in zip(docs[:-1], docs[1:]):
+        text = np.asarray(store.tokens[a:min(b, docs[0] + most)], np.int64)
+        total, x = np.zeros(len(alphas)), torch.from_numpy(text[:len(text)//PASSAGE*PASSAGE]).view(-1, PASSAGE)
+        for k in range(1, len(x)): # the first has no past
+            c = torch.bincount(x[max(0, k - past):k].flatten(), minlength=len(tok)).double()
+            bonus = ((c/c.sum() + u)/(2*u)).log()
+            g = rng(0, "ceiling", int(a), k)
+            share = torch.from_numpy(1 - (g.random() + np.arange(draws)/draws) % 1).float()[:, None]
+            masked, n, real = mask_share(share, torch.from_numpy(g.random((draws, PASSAGE), dtype=np.float32)), torch.ones(draws, PASSAGE, dtype=torch.bool))
+            y = x[k].expand(draws, -1)
+            logits = model.head(model.features(torch.where(masked, tok.mask, y))[0][masked]).double()
+            w = (real/n).expand(-1, PASSAGE)[masked].double()/draws
+            total += [float((w*F.cross_entropy(logits + alpha*bonus, y[masked], reduction="none")).sum()) for alpha in alphas]
+        if len(x) > 1: nats.append(total); size.append(int(tok.n_bytes[x[1:].numpy()].sum()))
+    return np.array(nats), np.array(size)
+
+def ceiling(run):
+    "The strength chosen on the validation side, the gain on the test side"
+    lm, rows, alphas = DiffusionLM.from_run(run, device="cpu"), [], [0., .1, .2, .3, .4, .5, .6]
+    store = store_of(load_config(find_run(run)/"config.yaml"), lm.tokenizer)
+    for past in (1, 7):
+        chosen = int(boosted(lm, store, "validation", past, alphas)[0].sum(0).argmin())
+        nats, size = boosted(lm, store, "test", past, [0., alphas[chosen]])
+        rows.append({"passages": past, "alpha": alphas[chosen], "nats": nats.round(2).tolist(), "bytes": size.tolist()})
+        print(rows[-1]["passages"], alphas[chosen], nats.sum(0)[1]/nats.sum(0)[0] - 1, flush=True)
+    write_json(HERE/"records"/"thoughts-ceiling.json", {"run": run, "rows": rows})
+
 def topics(texts, k=8):
     "A topic for each text, by non-negative factors of its words; and the topics' words"
     from sklearn.decomposition import NMF
@@ -203,6 +239,7 @@ def probe(run):
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
     if what == "steps" and names: return steps_of_denoising(*names)
+    if what == "ceiling" and len(names) == 1: return ceiling(*names)
     if what == "probe" and len(names) == 1: return probe(*names)
     done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
     todo = {n: a for n, a in arms().items() if not names or n in names}

@@ -41,14 +41,15 @@ class Chat:
     "A model to talk with, and how it answers"
     options = ("length", "steps", "sampler", "temperature", "seed")
     def __init__(self, lm,             # a `DiffusionLM`
-                 length=48,            # tokens of an answer, at most
+                 length=None,          # tokens of an answer, at most; 48, or half the context, if not given
                  steps=32,             # denoising steps of an answer
                  sampler=None,         # ancestral, or left-to-right where the model is autoregressive
                  temperature=.8, seed=0):
         self.lm, self.model, self.thinks = lm, lm.model, getattr(lm.model, "thought", None) is not None
-        self.length, self.steps, self.temperature, self.seed = length, steps, temperature, seed
+        most = 4096 if self.model.block else lm.length - 1
+        self.length, self.steps, self.temperature, self.seed = min(48, (most + 1)//2) if length is None else length, steps, temperature, seed
         self.sampler = sampler or ("left-to-right" if lm.model.causal else "ancestral")
-        if not 1 <= length <= (most := 4096 if self.model.block else lm.length - 1): raise UserError(f"length must be between 1 and {most}, got {length}")
+        if not 1 <= self.length <= most: raise UserError(f"length must be between 1 and {most}, got {self.length}")
         if not 1 <= steps <= 1 << 16: raise UserError(f"steps must be between 1 and {1 << 16}, got {steps}")
         make_policy(self.sampler); check_shape(temperature) # complain about both now
 

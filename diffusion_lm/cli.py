@@ -252,7 +252,7 @@ def chat_command(args):
     p = _parser("chat", "Talk with a trained run. /help lists what else can be typed.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
     p.add_argument("--session", type=str, default="", help="a file in which the talk is kept; if it is there, the talk goes on")
-    p.add_argument("--length", type=int, default=48, help="tokens of an answer, at most")
+    p.add_argument("--length", type=int, default=48, help="tokens of an answer, at most (default: 48, or half the context)")
     p.add_argument("--steps", type=int, default=32, help="denoising steps of an answer")
     p.add_argument("--sampler", type=str, default="", help="as of dlm sample")
     p.add_argument("--temperature", type=float, default=.8, help="below 1 tidier, above 1 wilder")

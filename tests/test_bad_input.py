@@ -2,12 +2,15 @@
 import json, os, re, shutil
 from pathlib import Path
 
-import numpy as np, pytest, yaml
+import numpy as np, pytest, torch, yaml
 from safetensors.torch import load_file
 
 from conftest import story, tree
+from diffusion_lm.chat import Chat
 from diffusion_lm.core import UserError
-from diffusion_lm.models import load_weights, save_weights
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models import load_weights, randomize_, save_weights
+from diffusion_lm.stacked import fingerprint
 
 NOTES = ("preparing ", "the text is too small for ") # what `train` says before it has read the text
 
@@ -254,9 +257,9 @@ def test_resume_after_the_text_has_changed(refused, dlm, home, recipe, tmp_path)
 
 # ---- runs that are damaged ----
 
-COMMANDS = [("sample", "tiny"), ("eval", "tiny")]
+COMMANDS = [("sample", "tiny"), ("eval", "tiny"), ("chat", "tiny")]
 
-@pytest.mark.parametrize("command", ["sample", "eval"])
+@pytest.mark.parametrize("command", ["sample", "eval", "chat"])
 def test_unknown_run(refused, trained, command):
     assert "unknown run 'tinny'; did you mean 'tiny'" in refused(command, "tinny")
     assert "run" in refused(command)
@@ -315,6 +318,26 @@ def test_damaged_tokenizer(refused, trained, command):
     assert "another tokenizer" in refused(*command)
     path.unlink()
     assert "tokenizer.json is missing" in refused(*command)
+
+def test_sessions(refused, trained, tmp_path):
+    "A talk that is damaged, another run's, none at all, or cannot be kept"
+    lm, path = DiffusionLM.from_run(trained/"checkpoints"/"tiny", device="cpu"), tmp_path/"talk"
+    chat = Chat(lm, length=4, steps=2)
+    for talk in chat.say(chat.begin(), "the river"): pass
+    chat.save(talk, path)
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[:50], b"", flip(whole, len(whole)//2)):
+        path.write_bytes(content)
+        assert "talk is damaged" in refused("chat", "tiny", "--session", path)
+    save_weights({"none": torch.zeros(1)}, path, model=fingerprint(lm.model))
+    assert "holds no talk" in refused("chat", "tiny", "--session", path)
+    randomize_(lm.model); chat.save(talk, path)
+    assert "another model" in refused("chat", "tiny", "--session", path)
+    assert "steps must be" in refused("chat", "tiny", "--steps", 0)
+    assert "length must be" in refused("chat", "tiny", "--length", 99)
+    assert "did you mean 'ancestral'" in refused("chat", "tiny", "--sampler", "ancestrall")
+    refused("chat", "tiny", "--session", tmp_path)
+    refused("chat", "tiny", "--session", path/"below a file")
 
 @pytest.mark.parametrize("content", [b"", b"model: [", b"- a\n", b"words", b"objective: ar\n", b"model: {width: 16}\n", b"\xff\xfe\0", b"a: b\0",
                                      b"model: null\nobjective: ar\n", b"model: {wdith: 3}\nobjective: ar\n", b"model: {width: wide}\nobjective: ar\n",
