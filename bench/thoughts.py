@@ -1,6 +1,7 @@
 """Do thoughts earn their place? The runs behind the results pages on thoughts.
 
     python bench/thoughts.py costs             CPU seconds of a step of each kind, interleaved in one process → bench/thoughts_costs.json
+    python bench/thoughts.py throughput        tokens per second at preset small beside baselines of as many parameters → bench/records/thoughts-throughput.json
     python bench/thoughts.py list              the arms, and which of them are there
     python bench/thoughts.py train [NAME …]    train and score those that are missing, one after another → bench/records/thoughts.jsonl
     python bench/thoughts.py steps RUN …       texts of these runs in 16 to 128 steps, judged → bench/records/thoughts-steps.jsonl
@@ -12,6 +13,7 @@ beforehand, the budget over the cost of its step, so it does not matter how busy
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
 import statistics, sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, torch
@@ -23,12 +25,13 @@ from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, rng, runs_dir, seed_everything, write_json
 from diffusion_lm.data import load_corpus, token_store
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import BaselineDreamModel, n_params
+from diffusion_lm.models import BaselineDreamModel, ModelConfig, n_params
 from diffusion_lm.objective import Objective, real_keys, token_nll
 from diffusion_lm.passages import MEMORY, by_passage, stretches
 from diffusion_lm.run import build, load_config, train
 from diffusion_lm.schedule import mask_share
-from diffusion_lm.stacked import ThoughtObjective
+from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.thought import ThoughtConfig
 from diffusion_lm.trainer import TrainConfig, make_optimizers
 
 HERE = Path(__file__).parent
@@ -112,6 +115,29 @@ def costs(rounds=15):
             if i: seconds[k].append(s) # the first round warms up
     print({k: f"{n/size['thoughts']:.3f}" for k, n in size.items()})
     return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["thoughts"], v)), "parameters": size[k]} for k, v in seconds.items()}
+
+def throughput(rounds=9):
+    "Training at preset small: tokens per CPU second relative to baselines of as many parameters, on passages and on whole windows; medians of paired rounds"
+    torch.set_num_threads(1); keep_memory()
+    V, l, b = 8192, 4*PASSAGE, 8
+    g = torch.Generator().manual_seed(0)
+    x, u, t = torch.randint(5, V, (b, l), generator=g), torch.rand(b, l, generator=g), ((torch.randperm(4*b, generator=g) + .5)/(4*b)).view(b, 4)
+    ours = StackedDiffusionModel3D(ModelConfig("small", length=l, block=PASSAGE, thought=ThoughtConfig()).resolve(), V, range(5))
+    wide = ours.matched()
+    steps = {"thoughts": stepper(ThoughtObjective(ours), (x, t, u), (torch.zeros(b, dtype=torch.bool), None)),
+             "clean writer": stepper(ThoughtObjective(StackedDiffusionModel3D(replace(ours.config, thought=ThoughtConfig(writer="clean")), V, range(5))), (x, t, u), (torch.zeros(b, dtype=torch.bool), None)),
+             "baseline on passages": stepper(Objective(wide), (x.view(-1, PASSAGE), t.view(-1, 1), u.view(-1, PASSAGE)), ()),
+             "baseline on windows": stepper(Objective(wide.like()), (x, t[:, :1], u), ())}
+    seconds = {k: [] for k in steps}
+    for i in range(rounds + 1):
+        for k, step in steps.items():
+            s = clock(step, torch.device("cpu"))[1]
+            if i: seconds[k].append(s)
+    out = {"parameters": n_params(ours), "baseline_parameters": n_params(wide), "baseline_width": wide.config.width, "rounds": rounds,
+           "tokens_per_cpu_second": {k: b*l/statistics.median(v) for k, v in seconds.items()},
+           "relative_to_baseline_on_passages": {k: [f(b/a for a, b in zip(v, seconds["baseline on passages"])) for f in (statistics.median, min, max)] for k, v in seconds.items()}}
+    print(out)
+    write_json(HERE/"records"/"thoughts-throughput.json", out)
 
 def stepper(o, batch, more):
     "A training step, with an optimizer of its own"
@@ -238,6 +264,7 @@ def probe(run):
 
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
+    if what == "throughput": return throughput()
     if what == "steps" and names: return steps_of_denoising(*names)
     if what == "ceiling" and len(names) == 1: return ceiling(*names)
     if what == "probe" and len(names) == 1: return probe(*names)
