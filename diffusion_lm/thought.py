@@ -151,7 +151,9 @@ class Reader(nn.Module):
         s = newest_first(s)
         z, b, h, n = (s.maps.flatten(2, -2)*s.filled[..., None, None]).to(self.query.dtype), len(s.age), self.heads, self.cfg.cells
         k, v = self.into(motion(z, s.filled) if self.cfg.motion else z).chunk(2, -1) # (b,S,n,w)
-        k, v = (z.transpose(1, 2).unflatten(-1, (h, -1)) for z in (k, v*s.importance[..., None, None].to(v.dtype))) # (b,n,S,h,·)
+        worth = s.importance*s.filled
+        worth = worth*s.filled.sum(1, keepdim=True)/worth.sum(1, keepdim=True).clamp(min=1e-6) # 1 on average: no stack can fall silent
+        k, v = (z.transpose(1, 2).unflatten(-1, (h, -1)) for z in (k, v*worth[..., None, None].to(v.dtype))) # (b,n,S,h,·)
         k = rope(k, *(r[:, None].to(k.dtype) for r in rope_table(s.age, k.shape[-1])))
         k, v = (torch.cat([z, e.to(z.dtype).view(h, -1).expand(b, n, 1, h, -1)], 2).flatten(0, 1) for z, e in zip((k, v), self.nothing))
         q = self.query.to(k.dtype).view(1, n, 1, h, -1).expand(b, n, 1, h, -1).flatten(0, 1)
@@ -166,7 +168,7 @@ class Writer(nn.Module):
         c, w, self.cfg, self.heads = cfg.channels, heads*head_dim, cfg, heads
         self.places, self.into, self.norm = Places(cfg.dims, w), nn.Linear(c, w, bias=False), RMSNorm(w)
         self.query, self.text = nn.Linear(w, w, bias=False), nn.Linear(d, 2*w, bias=False)
-        self.out, self.gate, self.worth = nn.Linear(w, c, bias=False), nn.Linear(2*w, c), nn.Linear(cfg.cells*c, 1)
+        self.out, self.gate, self.worth = nn.Linear(w, c, bias=False), nn.Linear(2*w, c), nn.Linear(c, 1)
         nn.init.constant_(self.gate.bias, 2.) # at first, mostly the candidate
 
     def forward(self, h,         # hidden states (b,l,d)
@@ -181,7 +183,7 @@ class Writer(nn.Module):
         y = attend(q, k, v, real).flatten(-2)
         new, gate = self.out(y), self.gate(torch.cat([x, y], -1)).sigmoid()
         new = torch.lerp(old, F.rms_norm(new, new.shape[-1:]), gate)
-        return new.view_as(previous), self.worth(new.flatten(1)).sigmoid()[:, 0]
+        return new.view_as(previous), (3*torch.tanh(self.worth(new.mean(1))/3)).sigmoid()[:, 0]
 
 # %% ../nbs/06_thought.ipynb #002a
 def info_nce(a, b,             # one vector for each row, now and earlier (r,p)
