@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from diffusion_lm.core import UserError, append_jsonl, describe_machine, find_run, keep_memory, read_jsonl, write_json
-from diffusion_lm.data import load_corpus, token_store
+from diffusion_lm.data import store_of
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.quality import Judge, bleu, sample_quality, token_entropy
 from diffusion_lm.run import load_config
@@ -62,8 +62,7 @@ def judged(lm, ids, judge):
 
 def held_out(lm, run, n, length):
     "Windows (n,length) of the run's own test text, spread evenly"
-    d = load_config(find_run(run)/"config.yaml").data
-    x = np.asarray(token_store(load_corpus(d.path, d.column, d.config), lm.tokenizer).side("test"))
+    x = np.asarray(store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer).side("test"))
     x = x[x != lm.tokenizer.eos]
     return [x[i:i + length].tolist() for i in np.linspace(0, len(x) - length, n).astype(int)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer, clock
+from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer, interleaved
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, keep_memory, read_json, runs_dir, seed_everything, write_json
 from diffusion_lm.models import BaselineDreamModel, ModelConfig
@@ -39,7 +39,7 @@ def costs(rounds=21):
     "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
     torch.set_num_threads(1); keep_memory()
     V, config, plain = 4096, ModelConfig("tiny").resolve(), ModelConfig("tiny", neighbours=False).resolve()
-    fixed, cpu = FixedBatch(config, V, 32), torch.device("cpu")
+    fixed = FixedBatch(config, V, 32)
     def stepper(objective, optimizer): return Contestant("", objective, optimizer, fixed.b[:3], torch.float32, fixed.masked).step
     def averaged(objective, optimizer):
         average, step = AveragedModel(objective.model, multi_avg_fn=get_ema_multi_avg_fn(.99)), stepper(objective, optimizer)
@@ -47,11 +47,7 @@ def costs(rounds=21):
     ours = lambda optimizer, config=config, name="nelbo-count": stepper(Objective(BaselineDreamModel(config, V, range(5)), name), optimizer)
     steps = {"muon": ours("muon"), "muon-plain": ours("muon", plain), "adamw": ours("adamw"), "adamw-plain": ours("adamw", plain), "nelbo": ours("muon", name="nelbo"),
              "ema": averaged(Objective(BaselineDreamModel(config, V, range(5))), "muon"), "xt": stepper(XObjective(XTransformer(config, V, range(5))), "adamw")}
-    seconds = {k: [] for k in steps}
-    for i in range(rounds + 1):
-        for k, step in steps.items():
-            cpu_seconds = clock(step, cpu)[1]
-            if i: seconds[k].append(cpu_seconds) # the first round warms up
+    seconds = interleaved(steps, rounds)
     return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["muon"], v))} for k, v in seconds.items()}
 
 def arms():

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np, torch
 from torch.nn import functional as F
 
-from diffusion_lm.bench import clock
+from diffusion_lm.bench import interleaved
 from diffusion_lm.block import make_model
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, rng, runs_dir, seed_everything, write_json
-from diffusion_lm.data import load_corpus, token_store
+from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, rng, runs_dir, write_json
+from diffusion_lm.data import store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import BaselineDreamModel, ModelConfig, n_params
+from diffusion_lm.models import ModelConfig, n_params
 from diffusion_lm.objective import Objective, real_keys, token_nll
 from diffusion_lm.passages import MEMORY, by_passage, stretches
 from diffusion_lm.run import build, load_config, train
@@ -52,18 +52,15 @@ class Labelled(Objective):
         masked, w = self.corrupt(x, t, u)
         hidden = torch.cat([self.labels[document], torch.where(masked, self.model.mask, x)], 1)
         h = self.model.features(hidden, mask=real_keys(self.model, hidden))[0][:, -x.shape[1]:]
-        return (token_nll(self.model, h[masked], x[masked])*w[masked]).sum()/(x != self.model.pad).sum(), (torch.zeros(len(x)),)
+        return self.mean(token_nll(self.model, h[masked], x[masked]), masked, w, x), (torch.zeros(len(x)),)
 
 def labels(tok, store):
     "Year and president of each document, as tokens, [PAD] first (docs,LABEL)"
     ids = [tok.encode(" ".join(n.split("-")[:2]))[-LABEL:] for n in store.names()]
     return torch.from_numpy(np.stack([np.pad(i, (LABEL - len(i), 0), constant_values=tok.pad) for i in ids]))
 
-def store_of(cfg, tok): return token_store(load_corpus(cfg.data.path, cfg.data.column, cfg.data.config), tok)
-
 def build_labelled(cfg, tok):
-    seed_everything(cfg.seed)
-    return Labelled(BaselineDreamModel(cfg.model, len(tok), tok.specials), labels(tok, store_of(cfg, tok)))
+    return Labelled(build(cfg, tok).model, labels(tok, store_of(cfg.data, tok)))
 
 SHAPE = {"model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
 PLAIN = {"model.width": WIDTH, "model.length": PASSAGE, "trainer.batch": TOKENS//PASSAGE}
@@ -107,12 +104,7 @@ def costs(rounds=15):
         n = o.times(l)*b
         t = ((torch.randperm(n, generator=g) + .5)/n).view(b, -1)
         steps[kind], size[kind] = stepper(o, (x, t, u), (torch.zeros(b, dtype=torch.bool), torch.arange(b) % 9, None) if o.carries else ()), n_params(model)
-    seconds = {k: [] for k in steps}
-    for i in range(rounds + 1):
-        for k, step in steps.items():
-            if k not in MAIN and i > 5: continue
-            s = clock(step, torch.device("cpu"))[1]
-            if i: seconds[k].append(s) # the first round warms up
+    seconds = interleaved(steps, rounds, few=set(steps) - set(MAIN))
     print({k: f"{n/size['thoughts']:.3f}" for k, n in size.items()})
     return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["thoughts"], v)), "parameters": size[k]} for k, v in seconds.items()}
 
@@ -128,11 +120,7 @@ def throughput(rounds=9):
              "clean writer": stepper(ThoughtObjective(StackedDiffusionModel3D(replace(ours.config, thought=ThoughtConfig(writer="clean")), V, range(5))), (x, t, u), (torch.zeros(b, dtype=torch.bool), None)),
              "baseline on passages": stepper(Objective(wide), (x.view(-1, PASSAGE), t.view(-1, 1), u.view(-1, PASSAGE)), ()),
              "baseline on windows": stepper(Objective(wide.like()), (x, t[:, :1], u), ())}
-    seconds = {k: [] for k in steps}
-    for i in range(rounds + 1):
-        for k, step in steps.items():
-            s = clock(step, torch.device("cpu"))[1]
-            if i: seconds[k].append(s)
+    seconds = interleaved(steps, rounds)
     out = {"parameters": n_params(ours), "baseline_parameters": n_params(wide), "baseline_width": wide.config.width, "rounds": rounds,
            "tokens_per_cpu_second": {k: b*l/statistics.median(v) for k, v in seconds.items()},
            "relative_to_baseline_on_passages": {k: [f(b/a for a, b in zip(v, seconds["baseline on passages"])) for f in (statistics.median, min, max)] for k, v in seconds.items()}}
@@ -162,7 +150,7 @@ def train_arm(name, kind, seed, steps):
     cfg, run = configuration(kind, seed, steps), runs_dir()/name
     if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists(), make=build_labelled if kind == "metadata" else build)
     lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
-    store = store_of(cfg, lm.tokenizer)
+    store = store_of(cfg.data, lm.tokenizer)
     docs = store.documents("test")
     prefix = labels(lm.tokenizer, store)[np.searchsorted(store.offsets, docs[:-1])] if kind == "metadata" else None
     memories = MEMORY if getattr(lm.model, "thought", None) else ("carried",)
@@ -212,7 +200,7 @@ def boosted(lm, store, side, past, alphas, draws=2, most=60_000):
 def ceiling(run):
     "The strength chosen on the validation side, the gain on the test side"
     lm, rows, alphas = DiffusionLM.from_run(run, device="cpu"), [], [0., .1, .2, .3, .4, .5, .6]
-    store = store_of(load_config(find_run(run)/"config.yaml"), lm.tokenizer)
+    store = store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
     for past in (1, 7):
         chosen = int(boosted(lm, store, "validation", past, alphas)[0].sum(0).argmin())
         nats, size = boosted(lm, store, "test", past, [0., alphas[chosen]])
@@ -234,7 +222,7 @@ def probe(run):
     "What the thoughts of a run know after reading stretches of eight passages of documents that it was not trained on and of some that it was"
     from diffusion_lm.probes import evolution, linear_probe, thought_path
     lm = DiffusionLM.from_run(run, device="cpu")
-    tok, store = lm.tokenizer, store_of(load_config(find_run(run)/"config.yaml"), lm.tokenizer)
+    tok, store = lm.tokenizer, store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
     o, names, rows, docs = store.offsets, store.names(), [], []
     for d in range(len(names)): # some whole stretches of each document, evenly spread over it
         x, _ = stretches(store.tokens[o[d]:o[d + 1]], [0, int(o[d + 1] - o[d])], PASSAGE, 8, tok.pad)

@@ -13,10 +13,10 @@ import torch
 from fastcore.basics import patch
 
 from .core import UserError, autocast, unknown
-from .models import load_weights, save_weights
+from .models import read_weights, save_weights
 from .policies import check_shape, make_policy
 from .sampler import denoise, denoising_player, repair
-from .stacked import fingerprint
+from .stacked import fingerprint, revived
 from .thought import Thoughts, between, newest_first
 
 # %% ../nbs/20_chat.ipynb #0006
@@ -102,11 +102,6 @@ def _after(self:Chat, talk, turn, asked): # asked: the state in which the answer
     s, tail = self.read(asked, turn.tokens)
     return Talk((*talk.turns, turn), tail, s)
 
-def _end(talks):
-    "The last of what `say` yields"
-    for talk in talks: pass
-    return talk
-
 # %% ../nbs/20_chat.ipynb #0010
 @patch
 def _last(self:Chat, talk):
@@ -175,18 +170,13 @@ def save(self:Chat, talk, path):
     said = {"turns": [{k: v for k, v in t._asdict().items() if k != "thoughts"} for t in talk.turns], "tail": talk.tail, "options": {k: getattr(self, k) for k in self.options}}
     save_weights(state, path, model=fingerprint(self.model), talk=json.dumps(said))
 
-def _header(path):
-    from safetensors import safe_open
-    with safe_open(path, "pt") as f: return json.loads(f.metadata()["about"])
-
 def load_talk(lm, path, **options): # options of `Chat` that replace those of the file
     "The `Chat` and the `Talk` of a file; raises `UserError` if it is missing, damaged, or another model's"
-    z = load_weights(path, model=fingerprint(lm.model))
+    z, about = read_weights(path, model=fingerprint(lm.model))
     try:
-        said = json.loads(_header(path)["talk"])
+        said = json.loads(about["talk"])
         chat, n = Chat(lm, **said["options"] | options), len(said["turns"])
-        s = Thoughts(**z).each(lambda v: v.to(lm.device)) if chat.thinks else None
-        if s is not None and not torch.isfinite(s.maps).all(): raise UserError(f"the thoughts in {path} are not finite numbers")
+        s = revived(z, path, lm.model) if chat.thinks else None
         stacks = [None]*(n + 1) if s is None else [s.each(lambda v: v[i:i + 1]) for i in range(n + 1)]
         turns = tuple(Turn(**{k: tuple(v) if isinstance(v, list) else v for k, v in t.items()}, thoughts=i) for t, i in zip(said["turns"], stacks))
         return chat, Talk(turns, tuple(said["tail"]), stacks[-1])
@@ -269,7 +259,7 @@ def steps_text(self:Chat, talk, lines=8):
 def player(self:Chat, talk):
     "What `denoising_player` shows of the last answer"
     turn, _ = self._last(talk)
-    return dict(label=f"prompt: “{turn.prompt}”", sampler=self.sampler, seed=self.seed, steps=max(1, *turn.when, 1), tokens=self.lm._pieces(list(turn.tokens)), when=list(turn.when), p=list(turn.p))
+    return dict(label=f"prompt: “{turn.prompt}”", sampler=self.sampler, seed=self.seed, steps=max(1, *turn.when), tokens=self.lm._pieces(list(turn.tokens)), when=list(turn.when), p=list(turn.p))
 
 @patch
 def page(self:Chat, talk):

@@ -280,7 +280,7 @@ def chat_command(args):
 def eval_command(args):
     "dlm eval RUN"
     from diffusion_lm.core import UserError, find_run, pick_dtype
-    from diffusion_lm.data import read_utf8, token_store, load_corpus
+    from diffusion_lm.data import read_utf8, store_of
     from diffusion_lm.metrics import Estimate
     from diffusion_lm.models import n_params
     from diffusion_lm.run import load_config, test_figures
@@ -299,8 +299,7 @@ def eval_command(args):
     lm.dtype = pick_dtype(lm.device)
     if text is not None: figures = lm.score(text, o["draws"])
     else:
-        d = load_config(find_run(o["run"], o["out"] or None)/"config.yaml").data
-        store = token_store(load_corpus(d.path, d.column, d.config), lm.tokenizer)
+        store = store_of(load_config(find_run(o["run"], o["out"] or None)/"config.yaml").data, lm.tokenizer)
         figures = test_figures(lm.model, lm.tokenizer, store, o["draws"], o["max_tokens"] or None, lm.dtype, quiet=o["json"])
     seconds = time.perf_counter() - start
     out = {"name": lm.name, "parameters": n_params(lm.model), "tokens": figures["tokens_scored"], "seconds": round(seconds, 2),

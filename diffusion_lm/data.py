@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'SIDES', 'LAYOUTS', 'Document', 'Corpus', 'read_utf8', 'cut_blocks', 'DataConfig', 'load_corpus',
-           'near_duplicates', 'split', 'TokenStore', 'token_store', 'TokenizerConfig', 'prepare', 'Batch', 'Loader',
-           'eval_windows']
+           'near_duplicates', 'split', 'TokenStore', 'token_store', 'TokenizerConfig', 'store_of', 'prepare', 'Batch',
+           'Loader', 'eval_windows']
 
 # %% ../nbs/02_data.ipynb #0003
 import hashlib, os, re, shutil, zipfile
@@ -281,6 +281,10 @@ class TokenizerConfig:
     vocab_size: int = 4096      # size of the vocabulary to train
     load: Optional[str] = None  # instead: a tokenizer.json, a run's folder, or a name on the hub
 
+def store_of(data:DataConfig, tok, cache=None):
+    "The token store of the text that `data` names, under a tokenizer that is there"
+    return token_store(load_corpus(data.path, data.column, data.config), tok, cache)
+
 def prepare(data:DataConfig, tokenizer:TokenizerConfig, cache=None):
     "The corpus, tokenizer and token store of a run"
     from diffusion_lm.tokenizer import Tokenizer, train_tokenizer
@@ -309,7 +313,7 @@ class Batch(NamedTuple):
 
 class _Packed:
     "Windows of the whole side as one ribbon, shifted and reordered every epoch"
-    def __init__(self, store, side, length, seed, batch):
+    def __init__(self, store, side, length, seed, batch, stretch=None):
         self.x, self.length, self.seed = store.side(side), length, seed
         self.n = max(1, len(self.x)//length - 1) # one less than would fit: room for the shift
         self.epoch = lru_cache(2)(self._epoch)
@@ -333,8 +337,11 @@ class _Streams:
         if not self.n: raise UserError(f"the {side} side has fewer than {batch} segments: use a smaller trainer.batch")
         self.epoch = lru_cache(2)(self._epoch)
     def _epoch(self, e):
-        docs, l = [(self.first + d, range(a, b, self.length), b) for d, (a, b) in enumerate(zip(self.docs, self.docs[1:]))], self.length
-        parts = [[(a, min(a + l, end), a == at[i], d) for a in at[i:i + k]] for d, at, end in docs for k in [self.stretch or len(at)] for i in range(0, len(at), k)]
+        parts, l = [], self.length
+        for d, (start, end) in enumerate(zip(self.docs, self.docs[1:]), self.first):
+            at = range(start, end, l)
+            k = self.stretch or len(at)
+            parts += [[(a, min(a + l, end), a == at[i], d) for a in at[i:i + k]] for i in range(0, len(at), k)]
         return [s for p in rng(self.seed, "epoch", e).permutation(len(parts)) for s in parts[p]]
     def __call__(self, n):
         e, i = divmod(n, self.n)
@@ -344,7 +351,7 @@ class _Streams:
 
 class _Pairs:
     "Two adjacent pieces of a document with [SEP] between them"
-    def __init__(self, store, side, length, seed, batch):
+    def __init__(self, store, side, length, seed, batch, stretch=None):
         self.x, self.length, self.seed, self.sep = store.tokens, length, seed, store.meta["sep"]
         if length < 3: raise UserError(f"a pair needs a window of at least 3 tokens, got {length}")
         docs = store.documents(side)
@@ -374,7 +381,7 @@ class Loader:
         if size < length:
             raise UserError(f"the {side} side has {size} tokens, fewer than one window of {length}: use more text or a smaller model.length")
         self.length, self.batch_size, self.seed, self.blocks = length, batch, seed, blocks
-        self.window = LAYOUTS[layout](store, side, length, seed, batch, **({"stretch": stretch} if layout == "streams" else {}))
+        self.window = LAYOUTS[layout](store, side, length, seed, batch, stretch)
 
     def times(self, step):
         "Stratified times of a whole global batch (batch, blocks), in (0,1]"

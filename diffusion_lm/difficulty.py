@@ -8,7 +8,7 @@ __all__ = ['body', 'Segment', 'paragraphs', 'sentences', 'words', 'rarity', 'cla
 
 # %% ../nbs/15_difficulty.ipynb #0003
 import re, warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 

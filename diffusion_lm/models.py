@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ModelConfig', 'State', 'neighbours', 'BaselineDreamModel', 'n_params', 'randomize_', 'save_weights',
-           'load_weights', 'preset_table']
+           'read_weights', 'load_weights', 'preset_table']
 
 # %% ../nbs/07_models.ipynb #0003
 import json, os
@@ -171,8 +171,8 @@ def save_weights(state, path, **meta): # meta: strings to keep in the header, e.
         save_file(state, tmp, metadata={"about": json.dumps({**meta, "digest": _state_digest(state, meta)})}) # one entry: several come in no fixed order
         os.chmod(tmp, 0o644) # safetensors makes it private
 
-def load_weights(path, **expect): # expect: what the header must say, where it says anything
-    "Read a state dict; raises `UserError` if the file is missing, damaged, or belongs to something else"
+def read_weights(path, **expect): # expect: what the header must say, where it says anything
+    "A state dict and what else the header says; raises `UserError` if the file is missing, damaged, or belongs to something else"
     if not Path(path).is_file(): raise UserError(f"{path} is missing")
     try:
         with safe_open(path, "pt") as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(json.loads((f.metadata() or {}).get("about", "{}")))
@@ -180,7 +180,11 @@ def load_weights(path, **expect): # expect: what the header must say, where it s
     if meta.pop("digest", None) != _state_digest(state, meta): raise UserError(f"{path} is damaged: its digest does not match")
     for k, v in expect.items():
         if meta.get(k, v) != v: raise UserError(f"{path} was saved with another {k} than the one here")
-    return state
+    return state, meta
+
+def load_weights(path, **expect): # as for `read_weights`
+    "The state dict alone"
+    return read_weights(path, **expect)[0]
 
 # %% ../nbs/07_models.ipynb #001a
 def preset_table():

@@ -130,9 +130,12 @@ class Objective(nn.Module):
         masked, k, n = mask_share(m, u, real)
         return masked, per_token(w*m*n/k, l) # w·m = m'(t)
 
+    def mean(self, nll, masked, w, x): # nats of the masked tokens (masked,), which, weights (b,l), tokens (b,l)
+        "Weighted nats per real token"
+        return (nll*w[masked]).sum()/(x != self.model.pad).sum()
+
     def forward(self, x, t, u):
         "Loss in nats per real token"
         if self.name == "ar": return ar_nll(self.model, x, self.smoothing).sum()/(x != self.model.pad).sum()
         masked, w = self.corrupt(x, t, u)
-        nll = masked_nll(self.model, x, masked, t, self.smoothing)
-        return (nll*w[masked]).sum()/(x != self.model.pad).sum()
+        return self.mean(masked_nll(self.model, x, masked, t, self.smoothing), masked, w, x)

@@ -9,8 +9,8 @@ __all__ = ['thought_path', 'evolution', 'plot_evolution', 'linear_probe']
 import numpy as np, torch
 from torch.nn import functional as F
 
-from .core import UserError, rng
-from .metrics import Estimate
+from .core import UserError
+from .metrics import bootstrap_ratio
 from .thought import newest_first
 
 # %% ../nbs/17_probes.ipynb #0006
@@ -75,14 +75,8 @@ def linear_probe(z,       # what is probed (n,…)
         said[test] = make().fit(z[train], labels[train]).predict(z[test])
         names, count = np.unique(labels[train], return_counts=True)
         blind[test] = labels[train].mean() if number else names[count.argmax()]
-    return _figure(said, blind, labels, groups, number, draws)
-
-def _figure(said, blind, labels, groups, number, draws):
-    "Pooled over the rows, with an interval from resampling the groups"
     ids = np.unique(groups, return_inverse=True)[1]
     cost = lambda guess: np.bincount(ids, (labels - guess)**2 if number else guess != labels)
     size = cost(blind) if number else np.bincount(ids)
-    w = rng(0, "probe").multinomial(len(size), np.full(len(size), 1/len(size)), size=draws)
-    share = lambda c: 1 - c.sum()/size.sum()
-    low, high = np.percentile(1 - (w @ cost(said))/np.maximum(w @ size, 1e-12), [2.5, 97.5])
-    return Estimate(float(share(cost(said))), float(low), float(high), len(size), "variance explained" if number else "share right", "mean", "document"), float(share(cost(blind)))
+    share = lambda guess: bootstrap_ratio(size - cost(guess), size, "variance explained" if number else "share right", draws=draws)
+    return share(said), share(blind).value

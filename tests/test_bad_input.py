@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch, yaml
 from safetensors.torch import load_file
 
-from conftest import story, tree
+from conftest import story
 from diffusion_lm.chat import Chat
 from diffusion_lm.core import UserError
 from diffusion_lm.lm import DiffusionLM

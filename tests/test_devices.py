@@ -126,10 +126,7 @@ def test_carried_thoughts_move(text, tmp_path, first, then):
     "What is carried from step to step is in the checkpoint, in the order of the batch: rows find their thoughts whatever the number of processes"
     def go(world, **kw): return together(lambda rank: fit(text, run=tmp_path/"run", thoughts=True, layout="streams", optimizer="adamw", **kw), tmp_path/f"world{world}", world)[0]
     go(first, stop_at=3)
-    unbroken, resumed = fit(text, thoughts=True, layout="streams", optimizer="adamw"), go(then, resume=True)
-    losses = lambda r: torch.tensor(r[0])[-3:, 0] # not the norms: gradients of thoughts are faint here, and Adam makes their rounding large
-    torch.testing.assert_close(losses(unbroken), losses(resumed), rtol=5e-6, atol=0)
-    torch.testing.assert_close(unbroken[2], resumed[2], rtol=0, atol=1e-4)
+    same(fit(text, thoughts=True, layout="streams", optimizer="adamw"), go(then, resume=True), slice(3, None))
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)], ids=["pair to one", "one to pair"])
 def test_sharded_checkpoint(text, tmp_path, first, then):

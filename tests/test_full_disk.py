@@ -1,6 +1,5 @@
 """A disk that fills up in the middle of a run: one clear line, the last checkpoint is whole, and the run goes on once there is space."""
 import errno, os, shutil, subprocess
-from pathlib import Path
 
 import pytest
 
