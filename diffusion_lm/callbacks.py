@@ -27,18 +27,26 @@ def progress(it=None, quiet=False, **kw):
 
 class Log(Callback):
     "Write notes to `log.jsonl`, a note on the loss every `log_every` steps, and show progress; only the main process does"
-    order, total, n, bar = -5, 0., 0, None
+    order, total, n, bar, stage = -5, 0., 0, None, None
     def __init__(self, path, quiet=False): self.path, self.quiet = Path(path), quiet
     def state(self): return {"total": float(self.total), "n": self.n} # what has been summed since the last line
     def load(self, state): self.total, self.n = state["total"], state["n"]
 
     def before_fit(self, learn):
         self.total, self.mark = torch.tensor(float(self.total), device=learn.device), (learn.step, learn.seconds)
-        self.bar = progress(quiet=self.quiet or not learn.acc.is_main_process, total=learn.cfg.steps, initial=learn.step, desc="training")
+        self.new_bar(learn)
+
+    def new_bar(self, learn):
+        "One for the run, or for each stage of a curriculum"
+        self.close()
+        self.stage = learn.stage
+        name, first, last = self.stage[:3] if self.stage else ("training", 0, learn.cfg.steps)
+        self.bar = progress(quiet=self.quiet or not learn.acc.is_main_process, total=last - first, initial=learn.step - first, desc=name)
 
     def after_step(self, learn):
-        if not learn.skipped: self.total += learn.loss; self.n += 1
         self.bar.update()
+        if learn.stage != self.stage: self.new_bar(learn)
+        if not learn.skipped: self.total += learn.loss; self.n += 1
         if learn.step % learn.cfg.log_every and learn.step != learn.cfg.steps or not self.n: return
         per_step = learn.loader.batch_size*learn.loader.length
         loss, speed = float(self.total/self.n), (learn.step - self.mark[0])*per_step/max(1e-9, learn.seconds - self.mark[1])
@@ -61,8 +69,9 @@ class Validate(Callback):
     def before_fit(self, learn): learn.done = self.enough(learn) # a run that has stopped early stays so when it is resumed
 
     def enough(self, learn):
-        "Were the last `early_stop` evaluations no better than one before?"
-        return bool(learn.cfg.early_stop and learn.best and learn.step - learn.best[1] >= learn.cfg.early_stop*learn.cfg.eval_every)
+        "Were the last `early_stop` evaluations no better than one before? Of a curriculum, only its last stage ends the run"
+        began, more = learn.stage[1::2] if learn.stage else (0, False)
+        return bool(learn.cfg.early_stop and learn.best and not more and learn.step - max(began, learn.best[1]) >= learn.cfg.early_stop*learn.cfg.eval_every)
 
     def after_step(self, learn):
         every = learn.cfg.eval_every

@@ -148,6 +148,7 @@ class Learner:
         self.micro = cfg.micro_batch if isinstance(cfg.micro_batch, int) else None
         self.step, self.seconds, self.cpu_seconds, self.skips = 0, 0., 0., 0
         self.stop, self.done, self.ema, self.best, self.shares = False, False, None, None, (0., 1.)
+        self.stage = None # of a curriculum: (name, first step, last step at the latest, is there another?)
         self.carried = None # what an objective that `carries` hands on from step to step: tensors whose rows are those of the batch
         self.data, self.meta = None, {} # which token store, if known; what the header of saved weights is to say
         self._pool, self._next = None, (None, None)
@@ -155,6 +156,10 @@ class Learner:
     def note(self, **record):
         "Tell everybody who keeps records"
         for c in self.callbacks: c.on_note(self, {"step": self.step, **record})
+
+    def read_from(self, loader):
+        "Let the next batch come from another loader"
+        self.loader, self._next = loader, (None, None) # what was read ahead is from the old one
 
     def batch(self, step):
         "This process's rows of batch number `step`; the next is read meanwhile"
