@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch.nn import functional as F
 
-from .core import UserError, rng, unknown
+from .core import UserError, unknown
 from .schedule import grid
 
 # %% ../nbs/10_policies.ipynb #0006

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'RunConfig', 'load_config', 'build', 'wants_compile', 'stages_of', 'claim', 'train', 'test_figures',
-           'finish', 'plot_loss', 'figures_table', 'report']
+           'style_figures', 'finish', 'plot_loss', 'figures_table', 'report']
 
 # %% ../nbs/15b_run.ipynb #0003
 import os, shutil, sys, time
@@ -20,7 +20,7 @@ from .callbacks import Log, MaskRange, Ramp, SampleConfig, Samples, Tracker, Val
 from .core import (UserError, append_jsonl, atomic, describe_machine, keep_memory, list_runs, peak_memory, pick_device,
                                pick_dtype, read_jsonl, run_path, seed_everything, trim_jsonl, unknown, write_json, write_text)
 from .curriculum import Curriculum, CurriculumConfig, make_stages, measure
-from .data import DataConfig, Loader, TokenizerConfig, prepare
+from .data import DataConfig, Loader, TokenizerConfig, load_corpus, prepare, store_of
 from .lm import DiffusionLM
 from .metrics import Estimate, evaluate, yardsticks
 from .models import ModelConfig, n_params
@@ -205,6 +205,16 @@ def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float3
     start = time.perf_counter()
     r = evaluate(model, tok, store.side("test"), store.documents("test"), draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
     return r | {"seconds_to_score": round(time.perf_counter() - start, 2)}
+
+def style_figures(cfg, lm, reference=None, n=32, seed=0): # of a run; reference: a text, its own book if not given
+    "`style_report` of `n` texts written as `cfg.samples` says, with the first of them"
+    from diffusion_lm.style import style_report
+    corpus, s = load_corpus(cfg.data.path, cfg.data.column, cfg.data.config), cfg.samples
+    sides = store_of(cfg.data, lm.tokenizer).sides_of(corpus)
+    train, held = ([d.text for d, z in zip(corpus, sides) if bool(z) == out] for out in (False, True))
+    step = max(1, sum(len(d.text) for d in corpus)//1_000_000) # of a large corpus, some documents are enough for a reference
+    texts = lm.generate("", n=n, steps=s.steps, sampler="left-to-right" if lm.model.causal else s.sampler, temperature=s.temperature, seed=seed)
+    return style_report(texts, reference or [d.text for d in corpus][::step], train, held, seed) | {"text": texts[0]}
 
 def finish(run, cfg, learn, model, tok, store, quiet=False):
     "Score the test side and write summary.json, samples.jsonl, loss.png, denoising.html and report.md"
