@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from arms import configuration, one_core, serve
 from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer, interleaved
-from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, keep_memory, read_json, runs_dir, seed_everything, write_json
+from diffusion_lm.core import UserError, read_json, runs_dir, seed_everything, write_json
 from diffusion_lm.models import BaselineDreamModel, ModelConfig
 from diffusion_lm.objective import Objective
 from diffusion_lm.run import build, train
@@ -37,7 +37,7 @@ TUNED = {"muon": (2e-3, 5e-3), "muon-plain": (2e-3,), "adamw": (5e-4, 2e-3), "ad
 
 def costs(rounds=21):
     "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
-    torch.set_num_threads(1); keep_memory()
+    one_core()
     V, config, plain = 4096, ModelConfig("tiny").resolve(), ModelConfig("tiny", neighbours=False).resolve()
     fixed = FixedBatch(config, V, 32)
     def stepper(objective, optimizer): return Contestant("", objective, optimizer, fixed.b[:3], torch.float32, fixed.masked).step
@@ -62,24 +62,14 @@ def arms():
     return out
 
 def train_arm(name, kind, options):
-    fixed = {"trainer.dtype": "float32", "trainer.minutes": "null", # as the records were made, whatever this machine can do
-             "trainer.eval_every": 71, "trainer.sample_every": 10**6, "trainer.save_every": 10**6,
-             "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}
-    args = [a for k, v in {**fixed, **options}.items() for a in (f"--{k}", str(v))]
-    cfg, _ = parse_train(["--config", "demo", *args])
+    cfg = configuration("demo", {"trainer.eval_every": 71, "trainer.save_every": 10**6, **options})
     train(cfg, name, overwrite=True, make=peer if kind == "xt" else build)
 
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
     todo = {n: a for n, a in arms().items() if not names or n in names}
     done = lambda n: (runs_dir()/n/"summary.json").exists()
-    if what == "list":
-        for n, (kind, o) in todo.items(): print(f"{'done' if done(n) else '–':5s}{n:18s}{o}")
-    elif what == "train":
-        torch.set_num_threads(1) # one core: no thread waits for another on a busy machine
-        for n, (kind, o) in todo.items():
-            if not done(n): train_arm(n, kind, o)
-    else: print(__doc__); return 2
+    if not serve(what, todo, done, lambda a: a[1], train_arm): print(__doc__); return 2
 
 if __name__ == "__main__":
     try: sys.exit(main(*sys.argv[1:]))

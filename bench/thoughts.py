@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np, torch
 from torch.nn import functional as F
 
+from arms import configuration as recipe_with, one_core, serve, stepper
 from diffusion_lm.bench import interleaved
 from diffusion_lm.block import make_model
-from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, append_jsonl, find_run, keep_memory, read_json, read_jsonl, rng, runs_dir, write_json
+from diffusion_lm.core import UserError, append_jsonl, find_run, read_json, read_jsonl, rng, runs_dir, write_json
 from diffusion_lm.data import store_of
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.models import ModelConfig, n_params
@@ -32,7 +32,6 @@ from diffusion_lm.run import build, load_config, train
 from diffusion_lm.schedule import mask_share
 from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
 from diffusion_lm.thought import ThoughtConfig
-from diffusion_lm.trainer import TrainConfig, make_optimizers
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
@@ -84,14 +83,11 @@ ABLATIONS = {
 
 def configuration(kind, seed=0, steps=1):
     recipe, options = (MAIN | ABLATIONS)[kind]
-    fixed = {"trainer.dtype": "float32", "trainer.minutes": "null", "trainer.eval_every": 100, "trainer.sample_every": 10**6, "trainer.save_every": 100,
-             "trainer.keep": 1, "trainer.test_tokens": 4096, "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}
-    args = [a for k, v in {**fixed, **options, "seed": seed, "trainer.steps": steps}.items() for a in (f"--{k}", str(v))]
-    return parse_train(["--config", recipe, *args])[0]
+    return recipe_with(recipe, {"trainer.eval_every": 100, "trainer.save_every": 100, "trainer.keep": 1, "trainer.test_tokens": 4096, **options, "seed": seed, "trainer.steps": steps})
 
 def costs(rounds=15):
     "CPU seconds of a step of each kind on one thread, interleaved, and parameters; medians, and medians of the ratios to the model with thoughts"
-    torch.set_num_threads(1); keep_memory()
+    one_core()
     V, steps, size = 4096, {}, {}
     for kind in [*MAIN, *ABLATIONS]:
         if kind in steps: continue
@@ -110,7 +106,7 @@ def costs(rounds=15):
 
 def throughput(rounds=9):
     "Training at preset small: tokens per CPU second relative to baselines of as many parameters, on passages and on whole windows; medians of paired rounds"
-    torch.set_num_threads(1); keep_memory()
+    one_core()
     V, l, b = 8192, 4*PASSAGE, 8
     g = torch.Generator().manual_seed(0)
     x, u, t = torch.randint(5, V, (b, l), generator=g), torch.rand(b, l, generator=g), ((torch.randperm(4*b, generator=g) + .5)/(4*b)).view(b, 4)
@@ -118,25 +114,14 @@ def throughput(rounds=9):
     wide = ours.matched()
     steps = {"thoughts": stepper(ThoughtObjective(ours), (x, t, u), (torch.zeros(b, dtype=torch.bool), None)),
              "clean writer": stepper(ThoughtObjective(StackedDiffusionModel3D(replace(ours.config, thought=ThoughtConfig(writer="clean")), V, range(5))), (x, t, u), (torch.zeros(b, dtype=torch.bool), None)),
-             "baseline on passages": stepper(Objective(wide), (x.view(-1, PASSAGE), t.view(-1, 1), u.view(-1, PASSAGE)), ()),
-             "baseline on windows": stepper(Objective(wide.like()), (x, t[:, :1], u), ())}
+             "baseline on passages": stepper(Objective(wide), (x.view(-1, PASSAGE), t.view(-1, 1), u.view(-1, PASSAGE))),
+             "baseline on windows": stepper(Objective(wide.like()), (x, t[:, :1], u))}
     seconds = interleaved(steps, rounds)
     out = {"parameters": n_params(ours), "baseline_parameters": n_params(wide), "baseline_width": wide.config.width, "rounds": rounds,
            "tokens_per_cpu_second": {k: b*l/statistics.median(v) for k, v in seconds.items()},
            "relative_to_baseline_on_passages": {k: [f(b/a for a, b in zip(v, seconds["baseline on passages"])) for f in (statistics.median, min, max)] for k, v in seconds.items()}}
     print(out)
     write_json(HERE/"records"/"thoughts-throughput.json", out)
-
-def stepper(o, batch, more):
-    "A training step, with an optimizer of its own"
-    opts, held = make_optimizers(o.model, TrainConfig(lr=1e-4)), [None]
-    def step():
-        out = o(*batch, *more[:2], held[0]) if o.carries else o(*batch)
-        loss, held[0] = out if o.carries else (out, None)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(o.model.parameters(), 1.)
-        for p in opts: p.step(); p.zero_grad()
-    return step
 
 def arms():
     "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, one with the loophole, then the ablations"
@@ -258,13 +243,7 @@ def main(what="list", *names):
     if what == "probe" and len(names) == 1: return probe(*names)
     done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
     todo = {n: a for n, a in arms().items() if not names or n in names}
-    if what == "list":
-        for n, (kind, seed, steps) in todo.items(): print(f"{'done' if n in done else '–':5s}{n:26s}{steps:6,} steps")
-    elif what == "train":
-        torch.set_num_threads(1); keep_memory() # one core: no thread waits for another on a busy machine
-        for n, a in todo.items():
-            if n not in done: train_arm(n, *a)
-    else: print(__doc__); return 2
+    if not serve(what, todo, done.__contains__, lambda a: f"{a[2]:6,} steps", train_arm): print(__doc__); return 2
 
 if __name__ == "__main__":
     try: sys.exit(main(*sys.argv[1:]))

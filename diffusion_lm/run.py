@@ -206,14 +206,14 @@ def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float3
     r = evaluate(model, tok, store.side("test"), store.documents("test"), draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
     return r | {"seconds_to_score": round(time.perf_counter() - start, 2)}
 
-def style_figures(cfg, lm, reference=None, n=32, seed=0): # of a run; reference: a text, its own book if not given
-    "`style_report` of `n` texts written as `cfg.samples` says, with the first of them"
+def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run; reference: its own book if not given
+    "`style_report` of some texts, or of `n` written as `cfg.samples` says, with the first of them"
     from diffusion_lm.style import style_report
     corpus, s = load_corpus(cfg.data.path, cfg.data.column, cfg.data.config), cfg.samples
     sides = store_of(cfg.data, lm.tokenizer).sides_of(corpus)
     train, held = ([d.text for d, z in zip(corpus, sides) if bool(z) == out] for out in (False, True))
     step = max(1, sum(len(d.text) for d in corpus)//1_000_000) # of a large corpus, some documents are enough for a reference
-    texts = lm.generate("", n=n, steps=s.steps, sampler="left-to-right" if lm.model.causal else s.sampler, temperature=s.temperature, seed=seed)
+    texts = texts or lm.generate("", n=n, steps=s.steps, sampler="left-to-right" if lm.model.causal else s.sampler, temperature=s.temperature, seed=seed)
     return style_report(texts, reference or [d.text for d in corpus][::step], train, held, seed) | {"text": texts[0]}
 
 def finish(run, cfg, learn, model, tok, store, quiet=False):

@@ -1,0 +1,106 @@
+"""Does a curriculum help a model that has one book? The runs behind the results pages on curricula.
+
+    python bench/curriculum.py costs                     CPU seconds of a step of each stage, interleaved in one process → bench/curriculum_costs.json
+    python bench/curriculum.py list BOOK                 the arms, and which of them are there
+    python bench/curriculum.py train BOOK [NAME …]       train those that are missing, score them, and judge what they write → bench/records/curriculum.jsonl
+
+BOOK is a text file; an arm is called after it, as in frankenstein-closing-s0. Arms have ten minutes of one core each; all steps have
+4,096 tokens. An arm's number of steps is fixed beforehand, the budget over the mean cost of its steps, so it does not matter how busy
+the machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them.
+Needs the extras `curriculum`, `judge` and `eval`.
+"""
+import statistics, sys
+from pathlib import Path
+
+import numpy as np, torch
+
+from arms import configuration as recipe_with, one_core, serve, stepper
+from diffusion_lm.bench import interleaved
+from diffusion_lm.core import UserError, append_jsonl, read_json, read_jsonl, runs_dir, write_json
+from diffusion_lm.data import eval_windows, store_of
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.metrics import score_windows
+from diffusion_lm.models import BaselineDreamModel
+from diffusion_lm.objective import Objective
+from diffusion_lm.run import style_figures, train
+
+HERE = Path(__file__).parent
+COSTS, RECORDS = HERE/"curriculum_costs.json", HERE/"records"/"curriculum.jsonl"
+BUDGET, DRAWS, TEXTS = 600, 16, 64 # CPU seconds; passes over the held-out text; texts to judge
+
+READS, EASY, LOW, HIGH = ["sentences", "pairs", "paragraphs"], [.3334, .6667, 1.], [.75, .4, .1], [.9, .6, .3]
+def stages(reads=READS, easy=EASY, low=LOW, high=HIGH, shares=(1., 1., 1.)): return dict(reads=list(reads), easy=list(easy), low=list(low), high=list(high), shares=list(shares))
+KINDS = {
+    "none": None,
+    "three": stages(),
+    "order": stages(low=[0.]*3, high=[1.]*3),
+    "masking": stages(reads=["text"]*3, easy=[1.]*3),
+    "closing": stages(READS + ["text"], EASY + [1.], LOW + [0.], HIGH + [1.], (.2, .2, .2, .4)),
+    "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1])}
+MORE = {"word": {"tokenizer.kind": "word"}, "word-4096": {"tokenizer.kind": "word", "tokenizer.vocab_size": 4096}, "bpe-4096": {"tokenizer.vocab_size": 4096}} # other vocabularies, without a curriculum
+
+def configuration(book, kind, seed=0, steps=1):
+    c = KINDS.get(kind)
+    given = {f"curriculum.{k}": v for k, v in c.items()} if c else {"curriculum": "null"}
+    return recipe_with("book", {"data.path": book, "trainer.early_stop": "null", "trainer.best": "false", "trainer.eval_every": 50, "trainer.save_every": 100, "trainer.keep": 1,
+                                **given, **MORE.get(kind, {}), "seed": seed, "trainer.steps": steps})
+
+def share(low, high): return (low + high)/2 # masked on average
+
+def costs(rounds=15):
+    "CPU seconds of a step at the masked share of each stage and with each size of vocabulary, on one thread, interleaved"
+    one_core()
+    cfg, steps = configuration("book.txt", "none"), {}
+    c, b = cfg.model.resolve(), cfg.trainer.batch
+    g = torch.Generator().manual_seed(0)
+    for V, low, high in ((2048, 0., 1.), *((2048, a, z) for a, z in zip(LOW, HIGH)), (4096, 0., 1.)):
+        x, u = torch.randint(5, V, (b, c.length), generator=g), torch.rand(b, c.length, generator=g)
+        t = low + (high - low)*((torch.randperm(b, generator=g) + .5)/b)[:, None]
+        steps[f"{V} {share(low, high):.3f}"] = stepper(Objective(BaselineDreamModel(c, V, range(5))), (x, t, u))
+    return {k: statistics.median(v) for k, v in interleaved(steps, rounds).items()}
+
+def arms(book):
+    "Name → (book, kind, seed, steps): every kind at seeds 0, 1, 2; larger vocabularies at seed 0"
+    cost, stem, out = read_json(COSTS), Path(book).stem.removeprefix("gutenberg_"), {}
+    for seed in (0, 1, 2):
+        for kind in KINDS | (MORE if seed == 0 else {"word": None}):
+            c = KINDS.get(kind) or stages(["text"], [1.], [0.], [1.], [1.])
+            mean = sum(w*cost[f"{4096 if '4096' in kind else 2048} {share(a, z):.3f}"] for a, z, w in zip(c["low"], c["high"], c["shares"]))/sum(c["shares"])
+            out[f"{stem}-{kind}-s{seed}"] = book, kind, seed, round(BUDGET/mean)
+    return out
+
+def held_out(lm, store):
+    "Nats and bytes of each window of both sides that were held out, and the Monte-Carlo error of the nats"
+    nats, size, error = [], [], []
+    for side in ("validation", "test"):
+        docs = store.documents(side)
+        x, _ = eval_windows(np.asarray(store.side(side), np.int64), docs - docs[0], lm.model.config.length, lm.model.pad)
+        scores = score_windows(lm.model, x, DRAWS)[0].sum(1)
+        nats.append(scores.mean(-1)); error.append(scores.std(-1, ddof=1)/DRAWS**.5); size.append(lm.tokenizer.n_bytes[x.numpy()].sum(1))
+    return {"nats": np.concatenate(nats).round(2).tolist(), "bytes": np.concatenate(size).tolist(), "error": float(np.square(np.concatenate(error)).sum()**.5)}
+
+def train_arm(name, book, kind, seed, steps):
+    from diffusion_lm.quality import Judge
+    from pareto import judged
+    cfg, run = configuration(book, kind, seed, steps), runs_dir()/name
+    if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists())
+    lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
+    figures = held_out(lm, store_of(cfg.data, lm.tokenizer))
+    texts = lm.generate("", n=TEXTS, steps=128, temperature=.8, seed=seed)
+    ids = [lm.tokenizer.encode(t).tolist() for t in texts]
+    append_jsonl(RECORDS, {"name": name, "book": Path(book).stem.removeprefix("gutenberg_"), "kind": kind, "seed": seed, "steps": steps, "parameters": s["parameters"], "cpu_seconds": s["cpu_seconds"], "machine": s["machine"],
+                           "validation": [[r["step"], round(r["validation"]["bits_per_byte"], 4)] for r in read_jsonl(run/"log.jsonl") if "validation" in r], "stages": s.get("stages", []),
+                           **figures, "judged": judged(lm, ids, Judge()), "style": style_figures(cfg, lm, texts=texts, seed=seed)})
+
+def main(what="list", *names):
+    if what == "costs": return write_json(COSTS, costs())
+    if not names: print(__doc__); return 2
+    book, *names = names
+    if not Path(book).is_file(): raise UserError(f"{book} is missing")
+    done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
+    todo = {n: a for n, a in arms(book).items() if not names or n in names}
+    if not serve(what, todo, done.__contains__, lambda a: f"{a[3]:6,} steps", train_arm): print(__doc__); return 2
+
+if __name__ == "__main__":
+    try: sys.exit(main(*sys.argv[1:]))
+    except UserError as e: sys.exit(f"curriculum.py: {e}")
