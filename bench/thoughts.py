@@ -1,6 +1,6 @@
 """Do thoughts earn their place? The runs behind the results pages on thoughts.
 
-    python bench/thoughts.py costs             CPU seconds of a step of each kind, interleaved in one process → bench/thoughts_costs.json
+    python bench/thoughts.py costs [KIND …]    CPU seconds of a step of each kind, interleaved in one process → bench/thoughts_costs.json
     python bench/thoughts.py throughput        tokens per second at preset small beside baselines of as many parameters → bench/records/thoughts-throughput.json
     python bench/thoughts.py list              the arms, and which of them are there
     python bench/thoughts.py train [NAME …]    train and score those that are missing, one after another → bench/records/thoughts.jsonl
@@ -68,7 +68,9 @@ MAIN = { # recipe, and what differs from it
     "baseline": ("demo", PLAIN),
     "context": ("demo", {**PLAIN, "objective": "block", "model.block": PASSAGE, "model.length": 2*PASSAGE, "trainer.batch": TOKENS//(2*PASSAGE)}),
     "metadata": ("demo", PLAIN)}
+LATE = .6 # of the training, the baseline's way: a remedy
 T = lambda **kw: ("thought", SHAPE | {f"model.thought.{k.replace('losses_', 'losses.')}": v for k, v in kw.items()})
+REMEDIES = {"late": T(late=LATE)}
 ABLATIONS = {
     "thoughts": T(), "baseline": MAIN["baseline"],
     "clean-writer": T(writer="clean"), "one-look": T(looks=1), "four-looks": T(looks=4),
@@ -82,27 +84,28 @@ ABLATIONS = {
     "loophole": T(loophole=.5)}
 
 def configuration(kind, seed=0, steps=1):
-    recipe, options = (MAIN | ABLATIONS)[kind]
+    recipe, options = (MAIN | REMEDIES | ABLATIONS)[kind]
     return recipe_with(recipe, {"trainer.eval_every": 100, "trainer.save_every": 100, "trainer.keep": 1, "trainer.test_tokens": 4096, **options, "seed": seed, "trainer.steps": steps})
 
-def costs(rounds=15):
+def costs(*kinds, rounds=15):
     "CPU seconds of a step of each kind on one thread, interleaved, and parameters; medians, and medians of the ratios to the model with thoughts"
     one_core()
     V, steps, size = 4096, {}, {}
-    for kind in [*MAIN, *ABLATIONS]:
-        if kind in steps: continue
-        cfg = configuration(kind)
+    for kind in dict.fromkeys(["thoughts", *kinds] if kinds else [*MAIN, "asleep", *ABLATIONS]):
+        cfg = configuration("thoughts" if kind == "asleep" else kind)
         l, b, c = cfg.model.length, cfg.trainer.batch, cfg.model.resolve()
         g = torch.Generator().manual_seed(0)
         x, u = torch.randint(5, V, (b, l), generator=g), torch.rand(b, l, generator=g)
         model = make_model(c, V, range(5), cfg.objective)
         o = ThoughtObjective(model) if c.thought else Labelled(model, torch.randint(5, V, (9, LABEL), generator=g)) if kind == "metadata" else Objective(model, cfg.objective)
+        o.awake = kind != "asleep"
         n = o.times(l)*b
         t = ((torch.randperm(n, generator=g) + .5)/n).view(b, -1)
         steps[kind], size[kind] = stepper(o, (x, t, u), (torch.zeros(b, dtype=torch.bool), torch.arange(b) % 9, None) if o.carries else ()), n_params(model)
-    seconds = interleaved(steps, rounds, few=set(steps) - set(MAIN))
+    seconds = interleaved(steps, rounds, few=() if kinds else set(steps) - {*MAIN, "asleep"})
     print({k: f"{n/size['thoughts']:.3f}" for k, n in size.items()})
-    return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["thoughts"], v)), "parameters": size[k]} for k, v in seconds.items()}
+    known = read_json(COSTS) if kinds else {}
+    return known | {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["thoughts"], v)), "parameters": size[k]} for k, v in seconds.items() if k not in known}
 
 def throughput(rounds=9):
     "Training at preset small: tokens per CPU second relative to baselines of as many parameters, on passages and on whole windows; medians of paired rounds"
@@ -126,9 +129,10 @@ def throughput(rounds=9):
 def arms():
     "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, one with the loophole, then the ablations"
     cost = read_json(COSTS)
+    cost["late"] = {"ratio": LATE*cost["asleep"]["ratio"] + 1 - LATE}
     ratio = lambda kind: r if abs((r := cost[kind]["ratio"]) - 1) > .03 else 1. # smaller differences are the measurement's own
     steps = lambda kind, budget: round(budget/cost["thoughts"]["cpu_seconds"]/ratio(kind))
-    main = {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN}
+    main = {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN | REMEDIES}
     return main | {f"{PREFIX}loophole-s0": ("loophole", 0, steps("loophole", BUDGET))} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
 
 def train_arm(name, kind, seed, steps):
@@ -236,7 +240,7 @@ def probe(run):
     write_json(HERE/"records"/f"thoughts-probe-{run}.json", {"run": run, "stretches": len(x), "documents": len(set(docs)), "topics": words, "evolution": paths, "probes": found})
 
 def main(what="list", *names):
-    if what == "costs": return write_json(COSTS, costs())
+    if what == "costs": return write_json(COSTS, costs(*names))
     if what == "throughput": return throughput()
     if what == "steps" and names: return steps_of_denoising(*names)
     if what == "ceiling" and len(names) == 1: return ceiling(*names)

@@ -114,7 +114,7 @@ def _clean(self:DiffusionLM, x, free, words, row, seed=0, avoid=(), tries=100, *
     "The tokens of `x` (l,), a list, with the free ones written anew where a word of `words` came up"
     bans, spell = [*avoid], self.tokenizer.decode
     find = re.compile(r"(?<!\w)(" + "|".join(re.escape(w.strip()) for w in words) + r")(?!\w)", re.I) if words else None
-    kw = {k: v for k, v in kw.items() if k in ("temperature", "top_k", "top_p", "only")}
+    kw = {k: v for k, v in kw.items() if k in ("temperature", "top_k", "top_p", "only", "among")}
     for i in range(tries):
         ids = x.tolist()
         hit = find.search(spell(ids)) if find else None
@@ -168,21 +168,24 @@ def infill(self:DiffusionLM,
     "A list of `n` texts in which the holes of `template` are filled"
     if not self.infills: raise UserError("a model that looks back only, autoregressive or in blocks, cannot infill; use a run with another diffusion objective")
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
-    ids, size = self._padded(template)
-    kw |= dict(steps=steps, sampler=sampler, seed=seed, only=self._within(ids, size))
+    ids, size, opens = self._padded(template)
+    kw |= dict(steps=steps, sampler=sampler, seed=seed, **self._within(ids, size, opens))
     return [self.tokenizer.decode(self._clean(x, when > 0, avoid, i, **kw)[:size]) for i, (x, when, _) in enumerate(self._rows(ids, n, **kw))]
 
 @patch
 def _padded(self:DiffusionLM, template):
-    "Template ids filled up with free positions to a whole window, and how many there were"
-    ids = self.tokenizer.encode_template(template)
+    "Template ids filled up with free positions to a whole window, how many there were, and which of them must open with a space"
+    ids, opens = self.tokenizer.encode_template(template)
     if len(ids) > self.length: raise UserError(f"the template has {len(ids)} tokens, the model's context only {self.length}")
-    return np.concatenate([ids, np.full(self.length - len(ids), self.tokenizer.mask)]), len(ids)
+    rest = self.length - len(ids)
+    return np.concatenate([ids, np.full(rest, self.tokenizer.mask)]), len(ids), np.pad(opens, (0, rest))
 
 @patch
-def _within(self:DiffusionLM, ids, size):
-    "The first `size` positions of `ids` (l,), which alone are to be filled; None for all"
-    return None if size is None else torch.arange(len(ids), device=self.home) < size
+def _within(self:DiffusionLM, ids, size=None, opens=None):
+    "Options of `denoise` for a template: only its first `size` positions are filled, and some open with a space"
+    if size is None: return {}
+    among = {"among": tuple(torch.from_numpy(z).to(self.home) for z in (opens, self.tokenizer.opening))} if opens.any() else {}
+    return {"only": torch.arange(len(ids), device=self.home) < size, **among}
 
 # %% ../nbs/12_lm.ipynb #1004
 @patch
@@ -191,10 +194,10 @@ def stream(self:DiffusionLM,
            template=None,  # a template to fill
            length=None, steps=64, sampler="ancestral", seed=0, row=0, **kw):
     "Yield (text, `Frame`) after every step; what is masked shows as ░"
-    ids, size = (self.template(prompt, length), None) if template is None else self._padded(template)
+    ids, size, opens = (self.template(prompt, length), None, None) if template is None else self._padded(template)
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
     with autocast(self.device, self.dtype):
-        for f in denoise(self.model, torch.as_tensor(ids)[None].to(self.home), steps=steps, sampler=sampler, seed=seed, rows=[row], only=self._within(ids, size),
+        for f in denoise(self.model, torch.as_tensor(ids)[None].to(self.home), steps=steps, sampler=sampler, seed=seed, rows=[row], **self._within(ids, size, opens),
                          stop=self.tokenizer.eos if size is None else None, **self._learned(kw)):
             yield self._text(f.x[0, :size].tolist(), given if size is None else 0, hole="░"), f
 
@@ -243,10 +246,10 @@ def _pieces(self:DiffusionLM, ids):
 @patch
 def _watched(self:DiffusionLM, prompts=(), templates=(), steps=64, sampler="ancestral", seed=0, **kw):
     "What `denoising_page` and `denoising_player` show of prompts and templates: one dict for each"
-    jobs = [(f"prompt: “{p}”" if p else "no prompt", "prompt", self.template(p), None) for p in prompts]
+    jobs = [(f"prompt: “{p}”" if p else "no prompt", "prompt", self.template(p), None, None) for p in prompts]
     jobs += [(f"infill: “{t}”", "fixed", *self._padded(t)) for t in templates]
-    for label, given, ids, size in jobs:
-        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, only=self._within(ids, size), **kw))
+    for label, given, ids, size, opens in jobs:
+        x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, **self._within(ids, size, opens), **kw))
         x, when, p = x[:size].tolist(), when[:size].tolist(), p[:size].tolist()
         yield dict(label=label, sampler="left-to-right" if self.model.causal else str(sampler), seed=seed,
                    steps=max(1, *when), tokens=self._pieces(x), when=when,

@@ -16,7 +16,7 @@ import numpy as np, torch, yaml
 
 from . import __version__
 from .block import BLOCK, make_model
-from .callbacks import Log, MaskRange, Ramp, SampleConfig, Samples, Tracker, Validate, progress, sample_records
+from .callbacks import Awaken, Log, MaskRange, SampleConfig, Samples, Tracker, Validate, progress, sample_records
 from .core import (UserError, append_jsonl, atomic, describe_machine, keep_memory, list_runs, peak_memory, pick_device,
                                pick_dtype, read_jsonl, run_path, seed_everything, trim_jsonl, unknown, write_json, write_text)
 from .curriculum import Curriculum, CurriculumConfig, make_stages, measure
@@ -165,7 +165,7 @@ def train(cfg,                 # `RunConfig`
     if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
     if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
     if cfg.curriculum: calls.append(Curriculum(stages, cfg.curriculum))
-    if cfg.model.thought and cfg.model.thought.losses: calls.append(Ramp(cfg.model.thought.ramp))
+    if cfg.model.thought: calls.append(Awaken(cfg.model.thought.late, cfg.model.thought.ramp))
     if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
     if device.type == "cpu": keep_memory()
     learn = Learner(objective, loader, cfg.trainer, calls)

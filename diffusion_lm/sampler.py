@@ -114,13 +114,14 @@ def denoise(model,                # has `features` and `head`
             target=None,          # what to steer towards: a differentiable function of the predicted tokens (b,l,V), one value for each row
             stop=None,            # a token behind which nothing need be written
             avoid=(),             # sequences of tokens that must not be written
+            among=None,           # positions (l,) or (b,l), and the tokens (V,) of which alone one may be written there
             only=None,            # which of the masked positions to fill (b,l) or (l,); all if not given
             thoughts=None,        # of a model that has them: those to begin with
             **params):            # of the sampler
     "Yield a `Frame` after every step; the last has no `[MASK]` left"
     policy, start = make_policy(sampler, **params), (x == model.mask) & (True if only is None else only)
     policy, read, spans = _route(model, policy, start, sampler, block, cache, guidance, thoughts)
-    predict = partial(_predict, model, read, (x != model.mask) & (x != model.pad), guidance, target, avoid)
+    predict = partial(_predict, model, read, (x != model.mask) & (x != model.pad), guidance, target, avoid, among)
     policy.grid(grid_name, steps) # complains about both
     check_shape(temperature, top_k, top_p)
     if not 0 < repetition <= 100: raise UserError(f"repetition must be above 0 and at most 100, got {repetition}")
@@ -182,13 +183,14 @@ def _spans(start, size=None, aligned=False):
     first = int(free[0])//size*size if aligned else int(free[0])
     return [(i, min(l, i + size)) for i in range(first, l, size) if start[:, i:i + size].any()]
 
-def _predict(model, read, given, guidance, target, avoid, x, masked, want, kept, span):
+def _predict(model, read, given, guidance, target, avoid, among, x, masked, want, kept, span):
     "Logits (n,V) at the wanted positions, guided and steered, and what to keep"
     asked = want if target is None else masked # a target sees all that is predicted
     logits, kept = read(model, x, asked, kept, span)
     if guidance: logits = _guide(logits, read(model, x.masked_fill(given, model.mask), asked, None, span)[0], guidance)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if target is not None: logits = _steer(logits, x, x == model.mask, asked, target)[want[asked]]
+    if among is not None: logits = logits.masked_fill(among[0].expand_as(want)[want][:, None] & ~among[1], -torch.inf)
     return (_forbid(logits, x, want, avoid) if avoid else logits), kept
 
 def _guide(logits, free, guidance):

@@ -145,7 +145,7 @@ def _losses(self:StackedDiffusionModel3D, x, s, after, clean, document):
 class ThoughtObjective(Objective):
     "A model with thoughts and its training loss: `forward` also takes and returns what is carried from batch to batch"
     carries, layout = True, "streams" # stretch: the model's
-    ramp = 1. # how much of the auxiliary weights is in force; the callback `Ramp` sets it
+    awake, ramp = True, 1. # are there thoughts yet? how much of the auxiliary weights is in force? The callback `Awaken` sets both
 
     def __init__(self, model, noise=NoiseConfig(), smoothing=0.):
         super().__init__(model, "block", noise, smoothing)
@@ -158,9 +158,17 @@ class ThoughtObjective(Objective):
         "Loss in nats per real token, and the `Thoughts` after it"
         if thoughts is not None: thoughts = Thoughts(*thoughts)
         masked, w = self.corrupt(x, t, u)
-        h, s, aux = self.model.passages(x, masked, t, thoughts, start, document)
+        h, s, aux = self.model.passages(x, masked, t, thoughts, start, document) if self.awake else self._asleep(x, masked, t)
         loss = self.mean(token_nll(self.model, h[masked], x[masked], self.smoothing), masked, w, x)
         return loss + (self.model.losses.total(aux, self.ramp) if aux else 0.), s.detach()
+
+    def _asleep(self, x, masked, t):
+        "What `passages` returns, with all of them read at once and nothing remembered"
+        m, s = self.model, self.model.begin(len(x))
+        hidden, n = torch.where(masked, m.mask, x).view(-1, m.block), x.shape[1]//m.block
+        h, _ = m.features(hidden, t.expand(-1, n).flatten(), mask=real_keys(m, hidden))
+        idle = sum(p.sum() for k in (m.reader, m.writer, m.looks) for p in k.parameters()) + s.maps.sum() # several processes expect a gradient of everything
+        return h.view(*x.shape, -1) + 0.*idle, s, {}
 
 # %% ../nbs/07a_stacked.ipynb #0020
 @patch

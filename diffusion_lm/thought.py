@@ -39,7 +39,8 @@ class ThoughtConfig:
     noise: float = 0.            # size of the noise that training adds to thoughts, where a thought has size 1
     typos: float = 0.            # share of the known tokens that training replaces by random ones (then the loss is no bound)
     loophole: float = 0.         # share of batches in which the last hidden states are carried into a second pass
-    ramp: float = 0.             # share of the training in which the weights of the auxiliary losses rise from zero
+    late: float = 0.             # share of the training before which there are no thoughts at all: passages are read as by a baseline, at its cost
+    ramp: float = 0.             # share of the training, from then on, in which the weights of the auxiliary losses rise from zero
     losses: dict[str, float] = field(default_factory=dict) # weights of auxiliary losses: next, reconstruction, contrastive, consistency, diversity, sparsity
 
     @property
@@ -54,7 +55,7 @@ class ThoughtConfig:
             if getattr(self, k) not in known: raise unknown(f"thought.{k}", getattr(self, k), known)
         for k in self.losses:
             if k not in LOSSES: raise unknown("thought loss", k, LOSSES)
-        for k in ("loophole", "forget", "typos", "ramp"):
+        for k in ("loophole", "forget", "typos", "late", "ramp"):
             if not 0 <= getattr(self, k) <= 1: raise UserError(f"thought.{k} must be between 0 and 1, got {getattr(self, k)}")
         if not 0 <= self.noise <= 100: raise UserError(f"thought.noise must be between 0 and 100, got {self.noise}")
         if self.stretch is not None and self.stretch < 1: raise UserError(f"thought.stretch must be at least 1, got {self.stretch}")

@@ -156,12 +156,23 @@ def train_tokenizer(texts,           # iterable of strings
 # %% ../nbs/01_tokenizer.ipynb #0022
 @patch
 def encode_template(self:Tokenizer, template):
-    "Ids of a text in which `[MASK]` and `[MASK:n]` stand for free positions; `UserError` if there is none"
+    "Ids (l,) of a text in which `[MASK]` and `[MASK:n]` stand for free positions, and which of these must open with a space (l,); `UserError` if there is none"
     parts = re.split(r"\[MASK(?::(\d+))?\]", template) # text, n, text, n, …, text
     if len(parts) == 1: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
-    ids = [self.encode(parts[0])]
-    for n, text in zip(parts[1::2], parts[2::2]):
+    texts, ids, opens = parts[::2], [], []
+    for i, text in enumerate(texts):
+        spaced = i < len(texts) - 1 and re.search(r"\S $" if i == 0 else r"(?:\S|^) $", text) # a lone space goes with the word behind it
+        ids.append(self.encode(text[:-1] if spaced else text))
+        opens.append(np.zeros(len(ids[-1]), bool))
+        if i == len(texts) - 1: break
+        n = parts[2*i + 1]
         n = 1 if n is None else int(n.lstrip("0")[:9] or 0)
         if not 1 <= n <= 1 << 20: raise UserError(f"[MASK:{n}] asks for {n} tokens: write 1 or more")
-        ids += [np.full(n, self.mask), self.encode(text)]
-    return np.concatenate(ids)
+        ids.append(np.full(n, self.mask))
+        opens.append(np.arange(n) < bool(spaced))
+    return np.concatenate(ids), np.concatenate(opens)
+
+@patch(as_prop=True)
+def opening(self:Tokenizer):
+    "Which tokens begin with a space (V,), bool"
+    return np.array([b[:1] == b" " for b in self.bytes])
