@@ -8,8 +8,9 @@
     python bench/thoughts.py ceiling RUN       what a baseline gains when words of the passages before are made more probable by hand → bench/records/thoughts-ceiling.json
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
-Main arms have 20 minutes of one core each, ablations half of that; all steps have 4,096 tokens. An arm's number of steps is fixed
-beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
+Main arms have 20 minutes of one core each. Ablations begin with the weights of one baseline, which has had eleven minutes, and have
+six and a half more, since thoughts have little to say to a model that knows nothing yet. All steps have 4,096 tokens. An arm's number of
+steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
 import statistics, sys
@@ -25,7 +26,7 @@ from diffusion_lm.block import make_model
 from diffusion_lm.core import UserError, append_jsonl, find_run, read_json, read_jsonl, rng, runs_dir, write_json
 from diffusion_lm.data import store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import ModelConfig, n_params
+from diffusion_lm.models import ModelConfig, load_weights, n_params
 from diffusion_lm.objective import Objective, real_keys, token_nll
 from diffusion_lm.passages import MEMORY, by_passage, stretches
 from diffusion_lm.run import build, load_config, train
@@ -35,7 +36,7 @@ from diffusion_lm.thought import ThoughtConfig
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
-PASSAGE, TOKENS, BUDGET, SHORT = 64, 4096, 1200, 600 # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation
+PASSAGE, TOKENS, BUDGET, SHORT, BASE = 64, 4096, 1200, 400, PREFIX + "base" # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation; the run that ablations begin with
 WIDTH = 272 # of the baselines: as many parameters as the model with thoughts; checked by `costs`
 LABEL = 12 # room for year and president
 
@@ -61,6 +62,13 @@ def labels(tok, store):
 def build_labelled(cfg, tok):
     return Labelled(build(cfg, tok).model, labels(tok, store_of(cfg.data, tok)))
 
+def build_upon(cfg, tok):
+    "As `build`, with all weights of the run `BASE` that a baseline has"
+    o = build(cfg, tok)
+    left = o.model.load_state_dict(load_weights(find_run(BASE)/"model.safetensors"), strict=False)
+    if left.unexpected_keys or any(not k.startswith(("reader.", "writer.", "looks.", "losses.", "first", "open")) for k in left.missing_keys): raise UserError(f"{BASE} does not fit: {left}")
+    return o
+
 SHAPE = {"model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
 PLAIN = {"model.width": WIDTH, "model.length": PASSAGE, "trainer.batch": TOKENS//PASSAGE}
 MAIN = { # recipe, and what differs from it
@@ -72,7 +80,7 @@ LATE = .6 # of the training, the baseline's way: a remedy
 T = lambda **kw: ("thought", SHAPE | {f"model.thought.{k.replace('losses_', 'losses.')}": v for k, v in kw.items()})
 REMEDIES = {"late": T(late=LATE)}
 ABLATIONS = {
-    "thoughts": T(), "baseline": MAIN["baseline"],
+    "thoughts": T(), "plain": ("demo", PLAIN | {"model.width": 256}),
     "clean-writer": T(writer="clean"), "one-look": T(looks=1), "four-looks": T(looks=4),
     "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1), "depth-2": T(depth=2),
     "importance": T(retention="importance"), "begin-nothing": T(initial="nothing"), "begin-noise": T(initial="noise"),
@@ -137,7 +145,10 @@ def arms():
 
 def train_arm(name, kind, seed, steps):
     cfg, run = configuration(kind, seed, steps), runs_dir()/name
-    if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists(), make=build_labelled if kind == "metadata" else build)
+    make = build_upon if name.startswith(f"{PREFIX}short-") else build_labelled if kind == "metadata" else build
+    if make is build_upon and not (runs_dir()/BASE/"summary.json").exists():
+        train(recipe_with("demo", PLAIN | {"model.width": 256, "trainer.decay": 0., "trainer.steps": 500, "trainer.test_tokens": 4096}), BASE, resume=(runs_dir()/BASE/"config.yaml").exists())
+    if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists(), make=make)
     lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
     store = store_of(cfg.data, lm.tokenizer)
     docs = store.documents("test")
