@@ -19,7 +19,7 @@ class BadInput(ValueError):
     "A mistake that the user can put right; its message says how."
 
 def read_export(folder): # as `dlm export` wrote it
-    "What `export.json` says, and `precisions`: name → file. Raises `BadInput`"
+    "What `export.json` says; raises `BadInput`"
     folder = Path(folder)
     if not folder.is_dir(): raise BadInput(f"{folder} is not a folder; give the one that `dlm export` wrote")
     for f in ("export.json", "runtime.py"):
@@ -28,9 +28,8 @@ def read_export(folder): # as `dlm export` wrote it
     except ValueError: raise BadInput(f"{folder/'export.json'} is damaged: not valid JSON") from None
     for k in ("length", "vocab_size"):
         if not isinstance(info, dict) or type(info.get(k)) is not int or info[k] < 1: raise BadInput(f"{folder/'export.json'} is damaged: {k} must be a whole number above 0")
-    graphs = sorted(folder.glob("model*.onnx"), key=lambda f: (f.name != "model.onnx", f.name))
-    if not graphs: raise BadInput(f"{folder} is not an export: it has no model.onnx")
-    return {**info, "precisions": {"fp32" if f.name == "model.onnx" else f.name[6:-5]: f.name for f in graphs}}
+    if not isinstance(info.get("files"), dict) or not info["files"]: raise BadInput(f"{folder/'export.json'} is damaged: files must name the graphs of each precision")
+    return info
 
 def load_runtime(folder):
     "The folder's own `runtime.py` as a module"
@@ -103,10 +102,11 @@ def timed(f, n):
     return {"value": statistics.median(seconds[1:]), "low": min(seconds[1:]), "high": max(seconds[1:])}
 
 def _counted(model):
-    "Let `model` count the calls of its `logits`, in a list of one number"
-    calls, f = [0], model.logits
-    def logits(*a, **kw): calls[0] += 1; return f(*a, **kw)
-    model.logits = logits
+    "Let `model` count the calls of its graphs (of `logits`, where it has no `run`), in a list of one number"
+    name = "run" if hasattr(model, "run") else "logits"
+    calls, f = [0], getattr(model, name)
+    def counting(*a, **kw): calls[0] += 1; return f(*a, **kw)
+    setattr(model, name, counting)
     return calls
 
 def measure(folder, precision, # as the runtime calls it: fp32, int8, …
@@ -138,7 +138,7 @@ def _versions(*names):
 def bench_device(folder, provider="cpu", steps=64, n=5, say=lambda s: None):
     "Measure every precision of an export; a dict that fits into JSON"
     info, rows, notes = read_export(folder), [], []
-    for p in info["precisions"]:
+    for p in info["files"]:
         say(f"measuring {p}")
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: rows += fresh.submit(measure, str(folder), p, provider, steps, n).result()

@@ -30,18 +30,20 @@ def _plain(config):
     return c, -(-8*c.width//3//64)*64
 
 def forward_ops(config, vocab,          # `ModelConfig`, size of the vocabulary
-                batch=1, length=None):  # sequences, their tokens; the config's length if not given
+                batch=1, length=None,   # sequences, their tokens; the config's length if not given
+                places=None):           # at how many positions logits are wanted, of all sequences together; at all if not given
     "What a forward pass has to do: a list of `Op`"
     (c, H), V = _plain(config), vocab
     d, L, l = c.width, c.layers, length or c.length
     n = batch*l
+    m = n if places is None else places
     return [Op("embed", 1, 0, 0, 2*n*d), Op("norm", 2*L + 1, 0, d, 2*n*d), Op("qkv", L, 6*n*d*d, 3*d*d, 4*n*d), Op("rope", L, 0, 0, 4*n*d),
             Op("attend", L, 4*n*l*d, 0, 4*n*d), Op("out", L, 2*n*d*d, d*d, 2*n*d), Op("add", 2*L, 0, 0, 3*n*d), Op("up", L, 4*n*d*H, 2*d*H, n*(d + 2*H)),
-            Op("gate", L, 0, 0, 3*n*H), Op("down", L, 2*n*H*d, H*d, n*(H + d)), Op("head", 1, 2*n*d*V, V*d, n*(d + V)), Op("forbid", 1, 0, 0, 2*n*V)]
+            Op("gate", L, 0, 0, 3*n*H), Op("down", L, 2*n*H*d, H*d, n*(H + d)), Op("head", 1, 2*m*d*V, V*d, m*(d + V)), Op("forbid", 1, 0, 0, 2*m*V)]
 
-def forward_flops(config, vocab, batch=1, length=None): # as for `forward_ops`
+def forward_flops(config, vocab, batch=1, length=None, places=None): # as for `forward_ops`
     "Floating-point operations in the matrix products of a forward pass"
-    return sum(o.count*o.flops for o in forward_ops(config, vocab, batch, length))
+    return sum(o.count*o.flops for o in forward_ops(config, vocab, batch, length, places))
 
 # %% ../nbs/19_jetson.ipynb #000b
 @dataclass(frozen=True)
@@ -73,15 +75,15 @@ def _op_seconds(op, device, dtype):
     w, v = BYTES[dtype]
     return device.overhead + max(op.flops/rate, (w*op.weights + v*op.values)/device.bandwidth)
 
-def step_seconds(device, config, vocab, dtype="fp16", batch=1, length=None): # as for `forward_ops`
-    "The least time for a denoising step: one forward pass over all positions"
+def step_seconds(device, config, vocab, dtype="fp16", batch=1, length=None, places=None): # as for `forward_ops`
+    "The least time for a denoising step: one forward pass over all tokens"
     if dtype not in BYTES: raise unknown("dtype", dtype, BYTES)
     if dtype not in device.flops: raise UserError(f"{device.name} has no figure for {dtype}; it has {', '.join(device.flops)}")
-    return sum(o.count*_op_seconds(o, device, dtype) for o in forward_ops(config, vocab, batch, length))
+    return sum(o.count*_op_seconds(o, device, dtype) for o in forward_ops(config, vocab, batch, length, places))
 
-def steps_within(seconds, device, config, vocab, dtype="fp16", batch=1, length=None): # seconds for a passage
+def steps_within(seconds, device, config, vocab, dtype="fp16", batch=1, length=None, places=None): # seconds for a passage
     "How many denoising steps fit, as a fraction"
-    return seconds/step_seconds(device, config, vocab, dtype, batch, length)
+    return seconds/step_seconds(device, config, vocab, dtype, batch, length, places)
 
 # %% ../nbs/19_jetson.ipynb #0016
 def n_weights(config, vocab): # `ModelConfig`, size of the vocabulary
@@ -90,19 +92,19 @@ def n_weights(config, vocab): # `ModelConfig`, size of the vocabulary
     d = c.width
     return vocab*d + c.layers*(4*d*d + 3*d*H + 2*d + 3*d*c.neighbours) + d
 
-def memory_bytes(config, vocab, dtype="fp16", batch=1, length=None): # as for `step_seconds`
+def memory_bytes(config, vocab, dtype="fp16", batch=1, length=None, places=None): # as for `step_seconds`
     "What a model takes while it writes: `weights`, `activations`, `logits` and their `total`"
     if dtype not in BYTES: raise unknown("dtype", dtype, BYTES)
     (c, H), (w, v) = _plain(config), BYTES[dtype]
     n = batch*(length or c.length)
-    parts = {"weights": w*n_weights(config, vocab), "activations": v*n*(c.width + max(4*c.width, 3*H)), "logits": 2*4*n*vocab}
+    parts = {"weights": w*n_weights(config, vocab), "activations": v*n*(c.width + max(4*c.width, 3*H)), "logits": 2*4*vocab*(n if places is None else places)}
     return {**parts, "total": sum(parts.values())}
 
 # %% ../nbs/19_jetson.ipynb #0019
-def predict(device, config, vocab, dtype="fp16", batch=1, length=None, steps=64): # as for `step_seconds`; denoising steps of a passage
+def predict(device, config, vocab, dtype="fp16", batch=1, length=None, places=None, steps=64): # as for `step_seconds`; denoising steps of a passage
     "Latency, throughput and memory of passages, at best"
     c = config.resolve()
-    l, step, memory = length or c.length, step_seconds(device, config, vocab, dtype, batch, length), memory_bytes(config, vocab, dtype, batch, length)["total"]
+    l, step, memory = length or c.length, step_seconds(device, config, vocab, dtype, batch, length, places), memory_bytes(config, vocab, dtype, batch, length, places)["total"]
     if steps < 1: raise UserError(f"steps must be at least 1, got {steps}")
     speed = batch*l/(steps*step)
     return {"preset": c.preset, "dtype": dtype, "batch": batch, "length": l, "steps": steps, "step_seconds": step, "passage_seconds": steps*step, "tokens_per_second": speed,
