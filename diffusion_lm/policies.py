@@ -163,6 +163,8 @@ def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
     return torch.full(want.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(want, values)
 
+_TIE = 64 # scores closer than about 1/64 are a tie, and the first place goes first
+
 class Ranked(Policy):
     "Reveal a fixed number of tokens where the score is highest"
     def score(self, raw, tokens): raise NotImplementedError # (n,V), (n,) -> (n,)
@@ -176,8 +178,9 @@ class Ranked(Policy):
 
     def __call__(self, logp, x, masked, step, u):
         tokens = draw(logp, u[..., 1][step.want])
-        score, order = _table(self.score(step.raw, tokens), step.want).sort(dim=1, descending=True, stable=True)
-        n = self.count(score, masked, step)
+        score = _table(self.score(step.raw, tokens), step.want)
+        order = (score*_TIE).round().argsort(dim=1, descending=True, stable=True)
+        n = self.count(score.gather(1, order), masked, step)
         pos = step.want & (order.argsort(1) < n[:, None])
         return pos, tokens[pos[step.want]]
 

@@ -96,7 +96,7 @@ def push(s, new,           # `Thoughts`; thoughts (b,*dims,channels)
 def newest_first(s):
     "The same stacks with their slots sorted by age, empty ones last"
     order = s.age.masked_fill(~s.filled, _FAR).argsort(1)
-    return s.each(lambda z: z.take_along_dim(order.reshape(*order.shape, *[1]*(z.ndim - 2)), 1))
+    return s.each(lambda z: z.gather(1, order.reshape(*order.shape, *[1]*(z.ndim - 2)).expand_as(z)))
 
 # %% ../nbs/06_thought.ipynb #0014
 def renew(s, rows, fresh): # stacks, rows (b,) bool, stacks to begin with
@@ -150,7 +150,7 @@ class Reader(nn.Module):
 
     def forward(self, s):
         s = newest_first(s)
-        z, b, h, n = (s.maps.flatten(2, -2)*s.filled[..., None, None]).to(self.query.dtype), len(s.age), self.heads, self.cfg.cells
+        z, b, h, n = (s.maps.flatten(2, -2)*s.filled[..., None, None]).to(self.query.dtype), s.age.shape[0], self.heads, self.cfg.cells
         k, v = self.into(motion(z, s.filled) if self.cfg.motion else z).chunk(2, -1) # (b,S,n,w)
         worth = s.importance*s.filled
         worth = worth*s.filled.sum(1, keepdim=True)/worth.sum(1, keepdim=True).clamp(min=1e-6) # 1 on average: no stack can fall silent
