@@ -37,8 +37,9 @@ coverage: .venv/.installed-dev ## Show which lines of the library tests/ reaches
 lab: .venv/.installed-dev ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
-readme: .venv/.installed-dev ## Write README.md from nbs/index.ipynb
+readme: .venv/.installed-dev ## Write README.md from nbs/index.ipynb, and nbs/llms.txt from all titles
 	$(BIN)/python .ci/readme.py
+	$(BIN)/python .ci/llms.py
 
 docs: .venv/.installed-dev ## Build the site into _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "Quarto is not installed: get it from https://quarto.org/docs/get-started/ and run make docs again"; exit 1; }

@@ -1,8 +1,8 @@
 """Check the site and the repository's housekeeping without Quarto, which is on no package registry.
 
 nbdev processes the notebooks just as nbdev_docs does, then pandoc renders each page and the links of the
-result are followed. Besides, this reads what Quarto would not mind: stored errors, pictures without a text,
-paths of somebody's machine, heavy files. Every problem is one line, `file: what is wrong`.
+result are followed. Besides, this reads what Quarto would not mind: stored errors, outputs that are missing or
+older than their code, pictures without a text, paths of somebody's machine, heavy files. Every problem is one line, `file: what is wrong`.
 """
 import ast, json, os, re, subprocess, sys
 from collections import Counter
@@ -15,6 +15,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import _nbpath2html, nbglob
 from nbdev.serve import proc_nbs
 
+import llms
 from check_export import ROOT, listed_files
 
 NBS = ROOT/"nbs"
@@ -82,6 +83,38 @@ def check_notebook(nb):
         if exports and mixes_imports(c): yield f"cell {i} mixes imports with other code: give them a cell of their own"
         for o in c.get("outputs", []):
             if o["output_type"] == "error": yield f"stored error: {o['ename']}: {o['evalue']}"
+
+
+def pieces(call):
+    "The literal texts that a `print` writes, whatever the values between them."
+    for a in call.args:
+        for part in a.values if isinstance(a, ast.JoinedStr) else [a]:
+            if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value.strip(): yield part.value.strip()
+
+
+def check_outputs(nb):
+    """Outputs that are missing, or older than their code as far as that can be seen without running it.
+
+    Statements at the top of a cell have run, one and all, when it left no error: so a `print` there must have an
+    output with its literal texts in it, a value at the end one that shows it, a figure one with a picture.
+    """
+    for i, c in enumerate(nb["cells"]):
+        if c["cell_type"] != "code" or re.search(r"^#\|\s*(eval:\s*false|slow|cuda)", source(c), re.M): continue
+        try: body = ast.parse(source(c)).body
+        except SyntaxError: continue  # a magic
+        outs = c.get("outputs", [])
+        kinds = {k for o in outs for k in o.get("data", {})}
+        printed = "".join("".join(o["text"]) for o in outs if o.get("name") == "stdout")
+        calls = [s.value for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+        for call in (v for v in calls if isinstance(v.func, ast.Name) and v.func.id == "print" and not any(k.arg == "file" for k in v.keywords)):
+            for p in pieces(call):
+                if p not in printed: yield f"cell {i} prints {p[:40]!r}, which its output lacks: execute the notebook again"; break
+            else:
+                if call.args and not printed: yield f"cell {i} prints, and has no output: execute the notebook"
+        shows = body and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, (ast.Name, ast.Attribute, ast.Subscript, ast.BinOp, ast.Dict, ast.List, ast.Tuple))
+        if shows and not source(c).rstrip().endswith(";") and not kinds: yield f"cell {i} ends with a value, and has no output: execute the notebook"
+        if re.search(r"^#\|\s*fig-alt|^plt\.show\(\)|; plt\.show\(\)\s*$", source(c), re.M) and not any(k.startswith("image/") for k in kinds): yield f"cell {i} draws, and has no picture: execute the notebook"
+        if outs and body and all(isinstance(s, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) for s in body): yield f"cell {i} only defines, and has an output: execute the notebook again"
 
 
 class Page(HTMLParser):
@@ -180,8 +213,8 @@ def main():
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))  # nbdev's worker processes inherit this: this tree, not an installed copy
     nbs = notebooks()
-    found = [*check_config(nbs), *((f"nbs/{p}", w) for p, nb in nbs.items() for w in check_notebook(nb)),
-             *check_pages(nbs), *((p, w) for p in listed_files() for w in check_file(p))]
+    found = [*check_config(nbs), *((f"nbs/{p}", w) for p, nb in nbs.items() for check in (check_notebook, check_outputs) for w in check(nb)),
+             *check_pages(nbs), *(("nbs/llms.txt", w) for w in [llms.problem()] if w), *((p, w) for p in listed_files() for w in check_file(p))]
     for file, what in found: print(f"{file}: {what}")
     print(f"site check: {len(nbs)} pages, {len(found)} problems")
     return bool(found)

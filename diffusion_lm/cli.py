@@ -620,7 +620,7 @@ def main(args=None):
     except SystemExit as e: return e.code
     except Exception as e: # safetensors and tokenizers have errors of their own
         if _disk_full(e): say("the disk is full: free some space; a run goes on from its last checkpoint with dlm train --name RUN --resume")
-        elif "out of memory" in str(e).lower() or "can't allocate memory" in str(e): say("out of memory: lower trainer.batch, or raise trainer.accumulate, or choose a smaller model")
+        elif "out of memory" in str(e).lower() or "can't allocate memory" in str(e): say("out of memory: lower trainer.micro_batch (1 needs least), or choose a smaller model or length")
         elif isinstance(e, PermissionError): say(f"no permission: {e.filename}")
         elif isinstance(e, OSError) and e.filename: say(f"{e.strerror}: {e.filename}")
         else: raise
