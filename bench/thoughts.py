@@ -9,7 +9,7 @@
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
 Main arms have 20 minutes of one core each. Ablations begin with the weights of one baseline, which has had eleven minutes, and have
-six and a half more, since thoughts have little to say to a model that knows nothing yet. All steps have 4,096 tokens. An arm's number of
+five more, since thoughts have little to say to a model that knows nothing yet. All steps have 4,096 tokens. An arm's number of
 steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
@@ -36,7 +36,7 @@ from diffusion_lm.thought import ThoughtConfig
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
-PASSAGE, TOKENS, BUDGET, SHORT, BASE = 64, 4096, 1200, 400, PREFIX + "base" # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation; the run that ablations begin with
+PASSAGE, TOKENS, BUDGET, SHORT, BASE = 64, 4096, 1200, 300, PREFIX + "base" # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation; the run that ablations begin with
 WIDTH = 272 # of the baselines: as many parameters as the model with thoughts; checked by `costs`
 LABEL = 12 # room for year and president
 
@@ -81,15 +81,14 @@ T = lambda **kw: ("thought", SHAPE | {f"model.thought.{k.replace('losses_', 'los
 REMEDIES = {"late": T(late=LATE)}
 ABLATIONS = {
     "thoughts": T(), "plain": ("demo", PLAIN | {"model.width": 256}),
-    "clean-writer": T(writer="clean"), "one-look": T(looks=1), "four-looks": T(looks=4),
-    "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1), "depth-2": T(depth=2),
-    "importance": T(retention="importance"), "begin-nothing": T(initial="nothing"), "begin-noise": T(initial="noise"),
-    "never-forget": T(forget=0.), "forget-more": T(forget=.2), "whole-documents": T(stretch="null"), "noise": T(noise=.3), "typos": T(typos=.05),
-    "one-cell": T(dims="[1]", channels=1024), "eight-cells": T(dims="[8]", channels=128),
+    "clean-writer": T(writer="clean"), "importance": T(retention="importance"),
     **{f"loss-{k}": T(**{f"losses_{k}": v}) for k, v in dict(next=.1, reconstruction=.1, contrastive=.1, consistency=.1, diversity=.01, sparsity=.01).items()},
+    "one-look": T(looks=1), "four-looks": T(looks=4), "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1),
+    "one-cell": T(dims="[1]", channels=1024), "eight-cells": T(dims="[8]", channels=128),
     "two-passages": ("thought", SHAPE | {"model.length": 2*PASSAGE, "trainer.batch": TOKENS//(2*PASSAGE), "model.thought.stretch": 8}),
     "eight-passages": ("thought", SHAPE | {"model.length": 8*PASSAGE, "trainer.batch": TOKENS//(8*PASSAGE), "model.thought.stretch": 2}),
-    "loophole": T(loophole=.5)}
+    "whole-documents": T(stretch="null"), "never-forget": T(forget=0.), "begin-nothing": T(initial="nothing"),
+    "noise": T(noise=.3), "typos": T(typos=.05), "loophole": T(loophole=.5)}
 
 def configuration(kind, seed=0, steps=1):
     recipe, options = (MAIN | REMEDIES | ABLATIONS)[kind]
