@@ -204,6 +204,7 @@ def check_file(folder, name, about):
     path = Path(folder)/name
     if not path.is_file(): raise UserError(f"{path} is missing: export the run again")
     if digest(path) != about["digests"].get(name): raise UserError(f"{path} has been altered: export the run again")
+    if f"{name}.data" in about["digests"]: check_file(folder, f"{name}.data", about) # the weights of a large graph lie beside it
     return path
 
 def check_shape(name, shape, profile): # of an input; [least, usual, most] sizes

@@ -109,6 +109,21 @@ def test_a_folder_that_was_touched(folder, name, how):
     status, out, err = alone(folder, folder)
     assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith("runtime: ") and name in err, err
 
+def test_weights_beside_the_graph(trained, tmp_path, monkeypatch):
+    "A graph of more than a gigabyte has its weights in a file of their own, which is watched over, too"
+    from diffusion_lm import export, runtime
+    from diffusion_lm.lm import DiffusionLM
+    monkeypatch.setattr(export, "_BIG", 0)
+    lm = DiffusionLM.from_run(trained/"checkpoints"/"tiny", device="cpu")
+    export.export_lm(lm, tmp_path/"large", fp16=True)
+    assert runtime.Model(tmp_path/"large").generate(seed=3) == lm.generate(seed=3) and runtime.Model(tmp_path/"large", "fp16").generate(length=8)
+    beside = tmp_path/"large"/"model.onnx.data"
+    data = beside.read_bytes()
+    beside.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(runtime.UserError, match="model.onnx.data has been altered"): runtime.Model(tmp_path/"large")
+    beside.unlink()
+    with pytest.raises(runtime.UserError, match="model.onnx.data is missing"): runtime.Model(tmp_path/"large")
+
 @pytest.mark.parametrize("args, why", [
     (["--sampler", "best"], "unknown sampler 'best'"), (["--steps", 0], "steps must be"), (["--steps", "many"], "invalid int value"), (["--precision", "fp16"], "no fp16 graph"), (["--provider", "tensorrt"], "no provider 'tensorrt'"),
     (["--provider", "tpu"], "unknown provider"), (["--prompt", "word "*99], "the prompt has"), (["--infill", "no hole"], "nothing to fill"), (["--infill", "[MASK:999]"], "the template has"), (["--length", 33], "length must be"),
