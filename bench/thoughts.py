@@ -9,12 +9,13 @@
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
 Main arms have 20 minutes of one core each. Ablations begin with the weights of one baseline, which has had eleven minutes, and have
-five more, since thoughts have little to say to a model that knows nothing yet. All steps have 4,096 tokens. An arm's number of
+five more, since thoughts have little to say to a model that knows nothing yet. Two arms go on from the reference model. All steps have 4,096 tokens. An arm's number of
 steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
 import statistics, sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np, torch
@@ -32,7 +33,7 @@ from diffusion_lm.passages import MEMORY, by_passage, stretches
 from diffusion_lm.run import build, load_config, train
 from diffusion_lm.schedule import mask_share
 from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.thought import ThoughtConfig
+from diffusion_lm.thought import ThoughtConfig, newest_first
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
@@ -62,11 +63,11 @@ def labels(tok, store):
 def build_labelled(cfg, tok):
     return Labelled(build(cfg, tok).model, labels(tok, store_of(cfg.data, tok)))
 
-def build_upon(cfg, tok):
-    "As `build`, with all weights of the run `BASE` that a baseline has"
+def build_upon(base, cfg, tok):
+    "As `build`, with all weights of a baseline's run"
     o = build(cfg, tok)
-    left = o.model.load_state_dict(load_weights(find_run(BASE)/"model.safetensors"), strict=False)
-    if left.unexpected_keys or any(not k.startswith(("reader.", "writer.", "looks.", "losses.", "first", "open")) for k in left.missing_keys): raise UserError(f"{BASE} does not fit: {left}")
+    left = o.model.load_state_dict(load_weights(find_run(base)/"model.safetensors"), strict=False)
+    if left.unexpected_keys or any(not k.startswith(("reader.", "writer.", "looks.", "losses.", "first", "open")) for k in left.missing_keys): raise UserError(f"{base} does not fit: {left}")
     return o
 
 SHAPE = {"model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
@@ -79,6 +80,7 @@ MAIN = { # recipe, and what differs from it
 LATE = .6 # of the training, the baseline's way: a remedy
 T = lambda **kw: ("thought", SHAPE | {f"model.thought.{k.replace('losses_', 'losses.')}": v for k, v in kw.items()})
 REMEDIES = {"late": T(late=LATE)}
+FURTHER = {"slim": T(late=LATE, looks=1), "upon-plain": ("demo", PLAIN | {"model.width": 256}), "upon-thoughts": T()} # one seed each; those called upon begin with the reference model's weights
 ABLATIONS = {
     "thoughts": T(), "plain": ("demo", PLAIN | {"model.width": 256}),
     "clean-writer": T(writer="clean"), "importance": T(retention="importance"),
@@ -91,7 +93,7 @@ ABLATIONS = {
     "noise": T(noise=.3), "typos": T(typos=.05), "loophole": T(loophole=.5)}
 
 def configuration(kind, seed=0, steps=1):
-    recipe, options = (MAIN | REMEDIES | ABLATIONS)[kind]
+    recipe, options = (MAIN | REMEDIES | FURTHER | ABLATIONS)[kind]
     return recipe_with(recipe, {"trainer.eval_every": 100, "trainer.save_every": 100, "trainer.keep": 1, "trainer.test_tokens": 4096, **options, "seed": seed, "trainer.steps": steps})
 
 def costs(*kinds, rounds=15):
@@ -136,16 +138,18 @@ def throughput(rounds=9):
 def arms():
     "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, one with the loophole, then the ablations"
     cost = read_json(COSTS)
-    cost["late"] = {"ratio": LATE*cost["asleep"]["ratio"] + 1 - LATE}
+    cost |= {k: {"ratio": LATE*cost["asleep"]["ratio"] + (1 - LATE)*cost[awake]["ratio"]} for k, awake in (("late", "thoughts"), ("slim", "one-look"))}
+    cost |= {f"upon-{k}": cost[k] for k in ("thoughts", "plain")}
     ratio = lambda kind: r if abs((r := cost[kind]["ratio"]) - 1) > .03 else 1. # smaller differences are the measurement's own
     steps = lambda kind, budget: round(budget/cost["thoughts"]["cpu_seconds"]/ratio(kind))
     main = {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN | REMEDIES}
-    return main | {f"{PREFIX}loophole-s0": ("loophole", 0, steps("loophole", BUDGET))} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
+    return main | {f"{PREFIX}loophole-s0": ("loophole", 0, steps("loophole", BUDGET))} | {f"{PREFIX}{k}-s0": (k, 0, steps(k, BUDGET)) for k in FURTHER} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
 
 def train_arm(name, kind, seed, steps):
     cfg, run = configuration(kind, seed, steps), runs_dir()/name
-    make = build_upon if name.startswith(f"{PREFIX}short-") else build_labelled if kind == "metadata" else build
-    if make is build_upon and not (runs_dir()/BASE/"summary.json").exists():
+    base = BASE if name.startswith(f"{PREFIX}short-") else HERE.parent/"checkpoints"/"sotu-4m" if kind.startswith("upon-") else None
+    make = partial(build_upon, base) if base else build_labelled if kind == "metadata" else build
+    if base == BASE and not (runs_dir()/BASE/"summary.json").exists():
         train(recipe_with("demo", PLAIN | {"model.width": 256, "trainer.decay": 0., "trainer.steps": 500, "trainer.test_tokens": 4096}), BASE, resume=(runs_dir()/BASE/"config.yaml").exists())
     if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists(), make=make)
     lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
@@ -247,6 +251,11 @@ def probe(run):
             e, chance = linear_probe(z[rows], y[rows], docs[rows])
             found.setdefault(name, {"chance": chance})[what] = {"value": e.value, "low": e.low, "high": e.high, "unit": e.unit}
     paths = {"trained": evolution(seen["thought"][held], docs[held]), "trained, on its training text": evolution(seen["thought"][~held], docs[~held]), "untrained": evolution(seen["thought of an untrained model"][held], docs[held])}
+    order, shares = torch.rand(len(x), PASSAGE, generator=torch.Generator().manual_seed(0)), [1 - k/8 for k in range(9)] # the last passage, revealed step by step
+    with torch.no_grad():
+        before = lm.model.study(x[held, :-PASSAGE])
+        while_written = torch.stack([newest_first(lm.model.remember(x[held, -PASSAGE:].masked_fill(order[held] < s, tok.mask), before)).maps[:, 0] for s in shares], 1)
+    paths["trained, while a passage is revealed"] = evolution(while_written, docs[held])
     write_json(HERE/"records"/f"thoughts-probe-{run}.json", {"run": run, "stretches": len(x), "documents": len(set(docs)), "topics": words, "evolution": paths, "probes": found})
 
 def main(what="list", *names):

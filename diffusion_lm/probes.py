@@ -63,12 +63,13 @@ def linear_probe(z,       # what is probed (n,…)
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.model_selection import GroupKFold
         from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
+        from sklearn.preprocessing import FunctionTransformer, StandardScaler
     except ImportError: raise UserError("probes need scikit-learn; add it with: pip install 'diffusion_lm[probes]'") from None
     z, labels, groups = np.asarray(z, np.float64).reshape(len(z), -1), np.asarray(labels), np.asarray(groups)
     if len(np.unique(groups)) < folds: raise UserError(f"{folds} folds need as many groups, there are {len(np.unique(groups))}")
     number = labels.dtype.kind in "iuf"
-    make = lambda: make_pipeline(StandardScaler(), Ridge(z.shape[1]) if number else LogisticRegression(C=1/z.shape[1], max_iter=300))
+    # cut at five deviations: a column that hardly varies may have one row far out, which would decide everything
+    make = lambda: make_pipeline(StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -5, "a_max": 5}), Ridge(z.shape[1]) if number else LogisticRegression(C=1/z.shape[1], max_iter=300))
     said, blind = np.empty_like(labels), np.empty_like(labels)
     said, blind = (v.astype(float) if number else v for v in (said, blind))
     for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(z, labels, groups):
