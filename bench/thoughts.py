@@ -9,7 +9,8 @@
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
 Main arms have 20 minutes of one core each. Ablations begin with the weights of one baseline, which has had eleven minutes, and have
-five more, since thoughts have little to say to a model that knows nothing yet. Two arms go on from the reference model. All steps have 4,096 tokens. An arm's number of
+five more, since thoughts have little to say to a model that knows nothing yet. Two arms go on from
+the reference model for ten. All steps have 4,096 tokens. An arm's number of
 steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
@@ -80,7 +81,7 @@ MAIN = { # recipe, and what differs from it
 LATE = .6 # of the training, the baseline's way: a remedy
 T = lambda **kw: ("thought", SHAPE | {f"model.thought.{k.replace('losses_', 'losses.')}": v for k, v in kw.items()})
 REMEDIES = {"late": T(late=LATE)}
-FURTHER = {"slim": T(late=LATE, looks=1), "upon-plain": ("demo", PLAIN | {"model.width": 256}), "upon-thoughts": T()} # one seed each; those called upon begin with the reference model's weights
+UPON = {"upon-plain": ("demo", PLAIN | {"model.width": 256}), "upon-thoughts": T()} # half as long, with the reference model's weights to begin with
 ABLATIONS = {
     "thoughts": T(), "plain": ("demo", PLAIN | {"model.width": 256}),
     "clean-writer": T(writer="clean"), "importance": T(retention="importance"),
@@ -93,7 +94,7 @@ ABLATIONS = {
     "noise": T(noise=.3), "typos": T(typos=.05), "loophole": T(loophole=.5)}
 
 def configuration(kind, seed=0, steps=1):
-    recipe, options = (MAIN | REMEDIES | FURTHER | ABLATIONS)[kind]
+    recipe, options = (MAIN | REMEDIES | UPON | ABLATIONS)[kind]
     return recipe_with(recipe, {"trainer.eval_every": 100, "trainer.save_every": 100, "trainer.keep": 1, "trainer.test_tokens": 4096, **options, "seed": seed, "trainer.steps": steps})
 
 def costs(*kinds, rounds=15):
@@ -138,12 +139,12 @@ def throughput(rounds=9):
 def arms():
     "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, one with the loophole, then the ablations"
     cost = read_json(COSTS)
-    cost |= {k: {"ratio": LATE*cost["asleep"]["ratio"] + (1 - LATE)*cost[awake]["ratio"]} for k, awake in (("late", "thoughts"), ("slim", "one-look"))}
+    cost["late"] = {"ratio": LATE*cost["asleep"]["ratio"] + 1 - LATE}
     cost |= {f"upon-{k}": cost[k] for k in ("thoughts", "plain")}
     ratio = lambda kind: r if abs((r := cost[kind]["ratio"]) - 1) > .03 else 1. # smaller differences are the measurement's own
     steps = lambda kind, budget: round(budget/cost["thoughts"]["cpu_seconds"]/ratio(kind))
     main = {f"{PREFIX}{k}-s{s}": (k, s, steps(k, BUDGET)) for s in (0, 1, 2) for k in MAIN | REMEDIES}
-    return main | {f"{PREFIX}loophole-s0": ("loophole", 0, steps("loophole", BUDGET))} | {f"{PREFIX}{k}-s0": (k, 0, steps(k, BUDGET)) for k in FURTHER} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
+    return main | {f"{PREFIX}loophole-s0": ("loophole", 0, steps("loophole", BUDGET))} | {f"{PREFIX}{k}-s0": (k, 0, steps(k, BUDGET/2)) for k in UPON} | {f"{PREFIX}short-{k}": (k, 0, steps(k, SHORT)) for k in ABLATIONS}
 
 def train_arm(name, kind, seed, steps):
     cfg, run = configuration(kind, seed, steps), runs_dir()/name
