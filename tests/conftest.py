@@ -1,5 +1,5 @@
 """What the tests share: a small text, a small recipe, two runs trained with it once, and `dlm` in this or in another process."""
-import atexit, contextlib, hashlib, io, os, shutil, subprocess, sys, tempfile
+import atexit, contextlib, hashlib, io, os, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # matrices this small are slower on two threads, and many times slower on a busy machine
@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dlm-hf-")  # what `datasets` keeps of a table goes here
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("DIFFUSION_LM_HOME", None)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts in the background, and children inherit that
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest, torch
