@@ -71,7 +71,7 @@ def build_upon(base, cfg, tok):
     if left.unexpected_keys or any(not k.startswith(("reader.", "writer.", "looks.", "losses.", "first", "open")) for k in left.missing_keys): raise UserError(f"{base} does not fit: {left}")
     return o
 
-SHAPE = {"model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
+SHAPE = {"model.thought.late": 0., "model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
 PLAIN = {"model.width": WIDTH, "model.length": PASSAGE, "trainer.batch": TOKENS//PASSAGE}
 MAIN = { # recipe, and what differs from it
     "thoughts": ("thought", SHAPE),

@@ -248,21 +248,22 @@ def plot_loss(run):
     from matplotlib.figure import Figure
     log = read_jsonl(Path(run)/"log.jsonl")
     train = [(r["tokens"], r["loss"]) for r in log if r.get("loss") is not None]
-    at = dict((r["step"], r["tokens"]) for r in log if "loss" in r)
-    valid = [(at[r["step"]], r["validation"]["nats_per_token"]) for r in log if "validation" in r and r["step"] in at]
+    at = dict(sorted((r["step"], r["tokens"]) for r in log if "loss" in r))
+    tokens = lambda step: np.interp(step, [0, *at], [0, *at.values()]) # not each step has a line
+    valid = [(tokens(r["step"]), r["validation"]["nats_per_token"]) for r in log if "validation" in r]
     fig = Figure(figsize=(6.4, 3.4), layout="constrained")
     ax = fig.subplots()
     if train: ax.plot(*zip(*train), lw=.8, alpha=.7, label="training (mean of each log line)")
     if valid: ax.plot(*zip(*valid), "o-", ms=4, label="validation")
     ax.set(xlabel="tokens seen", ylabel="nats per token", title=Path(run).name)
     for r in log: # where the stages of a curriculum begin
-        if "stage" in r and r["step"] in {0} | at.keys():
-            ax.axvline(at.get(r["step"], 0), color="0.6", lw=.8, ls=":")
-            ax.annotate(r["stage"]["name"], (at.get(r["step"], 0), 1), (3, -3), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7, color="0.4", va="top")
+        if "stage" in r:
+            ax.axvline(tokens(r["step"]), color="0.6", lw=.8, ls=":")
+            ax.annotate(r["stage"]["name"], (tokens(r["step"]), 0), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=7, color="0.4")
     if train or valid:
         ys = [y for _, y in train[len(train)//10:] + valid]
         if ys: ax.set_ylim(min(ys) - .2, max(ys) + .4)
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper right")
     ax.grid(alpha=.3)
     with atomic(Path(run)/"loss.png") as tmp: fig.savefig(tmp, dpi=110, format="png")
 
