@@ -8,15 +8,13 @@
     python bench/thoughts.py ceiling RUN       what a baseline gains when words of the passages before are made more probable by hand → bench/records/thoughts-ceiling.json
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
-Main arms have 20 minutes of one core each. Ablations begin with the weights of one baseline, which has had eleven minutes, and have
-five more, since thoughts have little to say to a model that knows nothing yet. Two arms go on from
-the reference model for ten. All steps have 4,096 tokens. An arm's number of
+Main arms have 20 minutes of one core each. Two arms go on from the reference model for ten minutes, ablations for five, since thoughts
+have little to say to a model that knows nothing yet. All steps have 4,096 tokens. An arm's number of
 steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
 import statistics, sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np, torch
@@ -38,7 +36,7 @@ from diffusion_lm.thought import ThoughtConfig, newest_first
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
-PASSAGE, TOKENS, BUDGET, SHORT, BASE = 64, 4096, 1200, 300, PREFIX + "base" # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation; the run that ablations begin with
+PASSAGE, TOKENS, BUDGET, SHORT = 64, 4096, 1200, 300 # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation
 WIDTH = 272 # of the baselines: as many parameters as the model with thoughts; checked by `costs`
 LABEL = 12 # room for year and president
 
@@ -64,11 +62,11 @@ def labels(tok, store):
 def build_labelled(cfg, tok):
     return Labelled(build(cfg, tok).model, labels(tok, store_of(cfg.data, tok)))
 
-def build_upon(base, cfg, tok):
-    "As `build`, with all weights of a baseline's run"
+def build_upon(cfg, tok):
+    "As `build`, with all weights of the reference model"
     o = build(cfg, tok)
-    left = o.model.load_state_dict(load_weights(find_run(base)/"model.safetensors"), strict=False)
-    if left.unexpected_keys or any(not k.startswith(("reader.", "writer.", "looks.", "losses.", "first", "open")) for k in left.missing_keys): raise UserError(f"{base} does not fit: {left}")
+    left = o.model.load_state_dict(load_weights(HERE.parent/"checkpoints"/"sotu-4m"/"model.safetensors"), strict=False)
+    if left.unexpected_keys or any(not k.startswith(("reader.", "writer.", "looks.", "losses.", "first", "open")) for k in left.missing_keys): raise UserError(f"the reference model does not fit: {left}")
     return o
 
 SHAPE = {"model.thought.late": 0., "model.length": 4*PASSAGE, "model.block": PASSAGE, "trainer.batch": TOKENS//(4*PASSAGE)} # four passages of backpropagation
@@ -86,12 +84,9 @@ ABLATIONS = {
     "thoughts": T(), "plain": ("demo", PLAIN | {"model.width": 256}),
     "clean-writer": T(writer="clean"), "importance": T(retention="importance"),
     **{f"loss-{k}": T(**{f"losses_{k}": v}) for k, v in dict(next=.1, reconstruction=.1, contrastive=.1, consistency=.1, diversity=.01, sparsity=.01).items()},
-    "one-look": T(looks=1), "four-looks": T(looks=4), "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1),
-    "one-cell": T(dims="[1]", channels=1024), "eight-cells": T(dims="[8]", channels=128),
-    "two-passages": ("thought", SHAPE | {"model.length": 2*PASSAGE, "trainer.batch": TOKENS//(2*PASSAGE), "model.thought.stretch": 8}),
+    "one-look": T(looks=1), "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1), "one-cell": T(dims="[1]", channels=1024),
     "eight-passages": ("thought", SHAPE | {"model.length": 8*PASSAGE, "trainer.batch": TOKENS//(8*PASSAGE), "model.thought.stretch": 2}),
-    "whole-documents": T(stretch="null"), "never-forget": T(forget=0.), "begin-nothing": T(initial="nothing"),
-    "noise": T(noise=.3), "typos": T(typos=.05), "loophole": T(loophole=.5)}
+    "whole-documents": T(stretch="null"), "loophole": T(loophole=.5)}
 
 def configuration(kind, seed=0, steps=1):
     recipe, options = (MAIN | REMEDIES | UPON | ABLATIONS)[kind]
@@ -148,10 +143,7 @@ def arms():
 
 def train_arm(name, kind, seed, steps):
     cfg, run = configuration(kind, seed, steps), runs_dir()/name
-    base = BASE if name.startswith(f"{PREFIX}short-") else HERE.parent/"checkpoints"/"sotu-4m" if kind.startswith("upon-") else None
-    make = partial(build_upon, base) if base else build_labelled if kind == "metadata" else build
-    if base == BASE and not (runs_dir()/BASE/"summary.json").exists():
-        train(recipe_with("demo", PLAIN | {"model.width": 256, "trainer.decay": 0., "trainer.steps": 500, "trainer.test_tokens": 4096}), BASE, resume=(runs_dir()/BASE/"config.yaml").exists())
+    make = build_upon if "-short-" in name or kind.startswith("upon-") else build_labelled if kind == "metadata" else build
     if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists(), make=make)
     lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
     store = store_of(cfg.data, lm.tokenizer)
