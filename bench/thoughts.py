@@ -5,6 +5,7 @@
     python bench/thoughts.py list              the arms, and which of them are there
     python bench/thoughts.py train [NAME …]    train and score those that are missing, one after another → bench/records/thoughts.jsonl
     python bench/thoughts.py steps RUN …       texts of these runs in 16 to 128 steps, judged → bench/records/thoughts-steps.jsonl
+    python bench/thoughts.py looks RUN         what a second look through the loophole gains → bench/records/thoughts-loophole.json
     python bench/thoughts.py ceiling RUN       what a baseline gains when words of the passages before are made more probable by hand → bench/records/thoughts-ceiling.json
     python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
 
@@ -204,6 +205,28 @@ def ceiling(run):
         print(rows[-1]["passages"], alphas[chosen], nats.sum(0)[1]/nats.sum(0)[0] - 1, flush=True)
     write_json(HERE/"records"/"thoughts-ceiling.json", {"run": run, "rows": rows})
 
+@torch.no_grad()
+def second_look(run, draws=4):
+    "What a model with the loophole gains when it reads the hidden states of a first look at the same masked passage: nats of the first and of the second look, by document, passages without thoughts"
+    lm = DiffusionLM.from_run(run, device="cpu")
+    tok, model, store, rows = lm.tokenizer, lm.model, store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer), []
+    docs = store.documents("test")
+    for a, b in zip(docs[:-1], docs[1:]):
+        x = torch.from_numpy(np.asarray(store.tokens[a:b], np.int64)[:(b - a)//PASSAGE*PASSAGE]).view(-1, PASSAGE)
+        if not len(x): continue
+        g, total = rng(0, "looks", int(a)), np.zeros(2)
+        for d in range(draws):
+            share = torch.from_numpy(1 - (g.random(len(x)) + d)/draws).float()[:, None]
+            masked, n, real = mask_share(share, torch.from_numpy(g.random(x.shape, dtype=np.float32)), torch.ones(x.shape, dtype=torch.bool))
+            w, latent, hidden = (real/n).expand_as(x)[masked].double()/draws, None, torch.where(masked, tok.mask, x)
+            for i in range(2):
+                latent = model.features(hidden, memory=model.begin(len(x)), latent=latent)[0]
+                total[i] += float((w*token_nll(model, latent[masked], x[masked])).sum())
+        rows.append(total)
+    rows, rms = np.array(rows), lambda z: float(z.square().mean().sqrt())
+    print(rows.sum(0)[1]/rows.sum(0)[0] - 1)
+    write_json(HERE/"records"/"thoughts-loophole.json", {"run": run, "nats": rows.round(2).tolist(), "gate": rms(model.open), "embedding": rms(model.embed.weight)})
+
 def topics(texts, k=8):
     "A topic for each text, by non-negative factors of its words; and the topics' words"
     from sklearn.decomposition import NMF
@@ -257,6 +280,7 @@ def main(what="list", *names):
     if what == "steps" and names: return steps_of_denoising(*names)
     if what == "ceiling" and len(names) == 1: return ceiling(*names)
     if what == "probe" and len(names) == 1: return probe(*names)
+    if what == "looks" and len(names) == 1: return second_look(*names)
     done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
     todo = {n: a for n, a in arms().items() if not names or n in names}
     if not serve(what, todo, done.__contains__, lambda a: f"{a[2]:6,} steps", train_arm): print(__doc__); return 2
