@@ -31,6 +31,7 @@ def turns(calls, rounds):
     times = {k: [] for k in calls}
     for i in range(rounds + 1):
         for k, f in calls.items():
+            time.sleep(.1) # the threads of the one before spin for a while, and would take its cores
             start = clock(); f()
             if i: times[k].append(clock() - start)
     return times
