@@ -172,6 +172,11 @@ def steps_of_denoising(*runs):
                 append_jsonl(path, {"run": run, "steps": n, "temperature": t, "evaluations": float(np.mean(calls)), "cpu_seconds": seconds, **judged(lm, ids, judge)})
                 print(run, n, t, flush=True)
 
+def hide(g, share, shape):
+    "Which tokens (rows,l) a draw of `g` hides at shares (rows,), and the weight (rows,l) of each in the bound"
+    masked, n, real = mask_share(torch.from_numpy(share).float()[:, None], torch.from_numpy(g.random(shape, dtype=np.float32)), torch.ones(shape, dtype=torch.bool))
+    return masked, (real/n).double().expand(shape)
+
 @torch.no_grad()
 def boosted(lm, store, side, past, alphas, draws=2, most=60_000):
     "Nats and bytes of each document (docs,alphas) and (docs,): the score of word v is raised by alpha·log((c+u)/2u), c its share of the passages before, u of all text"
@@ -185,12 +190,10 @@ def boosted(lm, store, side, past, alphas, draws=2, most=60_000):
             c = torch.bincount(x[max(0, k - past):k].flatten(), minlength=len(tok)).double()
             bonus = ((c/c.sum() + u)/(2*u)).log()
             g = rng(0, "ceiling", int(a), k)
-            share = torch.from_numpy(1 - (g.random() + np.arange(draws)/draws) % 1).float()[:, None]
-            masked, n, real = mask_share(share, torch.from_numpy(g.random((draws, PASSAGE), dtype=np.float32)), torch.ones(draws, PASSAGE, dtype=torch.bool))
+            masked, w = hide(g, 1 - (g.random() + np.arange(draws)/draws) % 1, (draws, PASSAGE))
             y = x[k].expand(draws, -1)
             logits = model.head(model.features(torch.where(masked, tok.mask, y))[0][masked]).double()
-            w = (real/n).expand(-1, PASSAGE)[masked].double()/draws
-            total += [float((w*F.cross_entropy(logits + alpha*bonus, y[masked], reduction="none")).sum()) for alpha in alphas]
+            total += [float((w[masked]*F.cross_entropy(logits + alpha*bonus, y[masked], reduction="none")).sum())/draws for alpha in alphas]
         if len(x) > 1: nats.append(total); size.append(int(tok.n_bytes[x[1:].numpy()].sum()))
     return np.array(nats), np.array(size)
 
@@ -216,12 +219,11 @@ def second_look(run, draws=4):
         if not len(x): continue
         g, total = rng(0, "looks", int(a)), np.zeros(2)
         for d in range(draws):
-            share = torch.from_numpy(1 - (g.random(len(x)) + d)/draws).float()[:, None]
-            masked, n, real = mask_share(share, torch.from_numpy(g.random(x.shape, dtype=np.float32)), torch.ones(x.shape, dtype=torch.bool))
-            w, latent, hidden = (real/n).expand_as(x)[masked].double()/draws, None, torch.where(masked, tok.mask, x)
+            masked, w = hide(g, 1 - (g.random(len(x)) + d)/draws, x.shape)
+            latent, hidden = None, torch.where(masked, tok.mask, x)
             for i in range(2):
                 latent = model.features(hidden, memory=model.begin(len(x)), latent=latent)[0]
-                total[i] += float((w*token_nll(model, latent[masked], x[masked])).sum())
+                total[i] += float((w[masked]*token_nll(model, latent[masked], x[masked])).sum())/draws
         rows.append(total)
     rows, rms = np.array(rows), lambda z: float(z.square().mean().sqrt())
     print(rows.sum(0)[1]/rows.sum(0)[0] - 1)
@@ -278,9 +280,7 @@ def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs(*names))
     if what == "throughput": return throughput()
     if what == "steps" and names: return steps_of_denoising(*names)
-    if what == "ceiling" and len(names) == 1: return ceiling(*names)
-    if what == "probe" and len(names) == 1: return probe(*names)
-    if what == "looks" and len(names) == 1: return second_look(*names)
+    if (of_a_run := {"ceiling": ceiling, "probe": probe, "looks": second_look}.get(what)) and len(names) == 1: return of_a_run(*names)
     done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
     todo = {n: a for n, a in arms().items() if not names or n in names}
     if not serve(what, todo, done.__contains__, lambda a: f"{a[2]:6,} steps", train_arm): print(__doc__); return 2

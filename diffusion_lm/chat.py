@@ -198,7 +198,7 @@ def stack_text(s):
     for age, worth, cells in zip(*_shades(s)):
         rows = cells.reshape(-1, cells.shape[-1]).tolist()
         bars = " ".join("".join("▁▂▃▄▅▆▇█"[min(7, int((v + 1)*4))] for v in row) for row in rows)
-        lines.append(f"{int(age):3d} passages ago  {bars}  importance {float(worth):.2f}")
+        lines.append(f"{int(age):3d} passage{' ' if age == 1 else 's'} ago  {bars}  importance {float(worth):.2f}")
     return "\n".join(lines) or "no thoughts yet"
 
 def stack_html(s):

@@ -460,7 +460,7 @@ def _scored(o, lm):
 def export_command(args):
     "dlm export RUN"
     from diffusion_lm.core import UserError, unknown
-    from diffusion_lm.export import OPSET, export_lm
+    from diffusion_lm.export import OPSET, export_lm, export_table
     from diffusion_lm.lm import DiffusionLM
     p = _parser("export", "Write a folder that writes text without PyTorch: ONNX graphs, tokenizer, and a sampler in one file.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
@@ -484,11 +484,11 @@ def export_command(args):
     about = export_lm(lm, folder, o["fp16"], o["int8"], windows, o["opset"], score, o["format"], say=lambda s: print(s, file=sys.stderr))
     if o["json"]: return print(json.dumps(about))
     if "parity" in about:
-        from diffusion_lm.export import export_table
         print("\n".join(_table(export_table(about))))
         e = about["parity"]
         print(f"\nbeside PyTorch: logits differ by {e['max']:.1g} at most, {e['mean']:.1g} on average; a greedy sampler {'reveals the same' if e['same_order'] else 'differs'}")
-    print(f"\n{_short(folder.resolve())}: " + (f'python {_short(folder.resolve())}/runtime.py {_short(folder.resolve())} --prompt "My fellow citizens"' if "parity" in about else "load model.pt2 with torch.export.load"))
+    where = _short(folder.resolve())
+    print(f"\n{where}: " + (f'python {where}/runtime.py {where} --prompt "My fellow citizens"' if "parity" in about else "load model.pt2 with torch.export.load"))
 
 # %% ../nbs/21_cli.ipynb #0012
 def runs_command(args):

@@ -23,6 +23,7 @@ from .metrics import evaluate
 from .models import BaselineDreamModel, State, n_params
 from .sampler import trace
 from .schedule import per_token
+from .stacked import StackedDiffusionModel3D
 from .thought import Thoughts
 
 # %% ../nbs/18_export.ipynb #0006
@@ -148,16 +149,24 @@ def graphs(model):
         out["block"] = Step(model), x | {"pos": (torch.arange(ids.shape[1]), ("length",)), "cache": (past, (None, "batch", "past", None, None)), "at": at}, ["logits", "new"]
     return out
 
+def _check_profile(batch, length):
+    "Raise `UserError` unless rows and tokens rise from 1 or more"
+    if list(batch) != sorted(batch) or list(length) != sorted(length) or batch[0] < 1 or length[0] < 1: raise UserError(f"a profile needs rising sizes of 1 or more, got rows {tuple(batch)} and tokens {tuple(length)}")
+
 def profile_of(model, graph, batch=(1, 1, 16), length=None): # least, usual and most rows; tokens, the model's context if not given
     "Input → [least, usual, most] sizes"
     L, size = model.config.length, model.block or 1
     length = length or ((size, size if graph == "block" else L, L))
-    if list(batch) != sorted(batch) or list(length) != sorted(length) or batch[0] < 1 or length[0] < 1: raise UserError(f"a profile needs rising sizes of 1 or more, got rows {tuple(batch)} and tokens {tuple(length)}")
+    _check_profile(batch, length)
     past = (0, L//2, max(0, L - size))
     rows = lambda i: {"batch": batch[i], "length": length[i], "past": past[i], "n": 1 if i == 0 else batch[i]*(size if graph == "passage" else length[i])}
     return {k: [[rows(i)[n] if n else int(s) for n, s in zip(dims, v.shape)] for i in range(3)] for k, (v, dims) in graphs(model)[graph][1].items()}
 
 # %% ../nbs/18_export.ipynb #0012
+def _beside(path):
+    "Do the weights of a graph lie in a file beside it?"
+    return Path(path).with_name(f"{Path(path).name}.data").exists()
+
 def halve(src, dst):
     "Write a graph in float16, whose inputs and outputs are float32 still"
     import onnx
@@ -171,14 +180,14 @@ def halve(src, dst):
             todo += [made[i] for i in n.input if i in made]
         norms = ["Pow", "ReduceMean", "Sqrt", "Reciprocal", "RMSNormalization"]
         half = float16.convert_float_to_float16(g, keep_io_types=True, op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *norms], node_block_list=sorted(wide))
-        onnx.save(half, str(dst), save_as_external_data=Path(src).with_name(f"{Path(src).name}.data").exists(), location=f"{Path(dst).name}.data")
+        onnx.save(half, str(dst), save_as_external_data=_beside(src), location=f"{Path(dst).name}.data")
     return open_graph(dst)
 
 def quantize(src, dst, calibration=None): # a list of inputs, name -> array, on which to fix the scales; dynamic if not given
     "Write a graph with int8 weights"
     _need("onnxruntime")
     from onnxruntime import quantization as q
-    ops = dict(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=q.QuantType.QInt8, use_external_data_format=Path(src).with_name(f"{Path(src).name}.data").exists())
+    ops = dict(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=q.QuantType.QInt8, use_external_data_format=_beside(src))
     with _quietly():
         if calibration is None: q.quantize_dynamic(src, dst, extra_options={"MatMulConstBOnly": True}, **ops)
         else:
@@ -215,10 +224,8 @@ class OnnxModel(nn.Module):
         return shaped(logits), State(cache=[*zip(*whole.chunk(2))])
 
     def begin(self, b): return self.model.begin(b)
-    def study(self, x, s=None):
-        s = self.begin(len(x)) if s is None else s
-        for part in x.split(self.block, 1) if x.shape[1] else (): s = Thoughts(*self.run("write", ids=part, **s._asdict()))
-        return s
+    def remember(self, x, s): return Thoughts(*self.run("write", ids=x, **s._asdict()))
+    study = StackedDiffusionModel3D.study
 
     def two_streams(self, x, masked, t=None):
         "Logits (b,l,V) of each block with its masked tokens hidden and what is before it clean"
@@ -382,7 +389,7 @@ def _for_tensorrt(folder, graph, precision, batch, length):
     if precision not in ("fp32", "fp16"): raise UserError(f"a TensorRT engine is built in fp32 or fp16, not '{precision}'")
     profile, was = about["profile"][graph], about["profile"][graph]["ids"]
     batch, length = batch or [s[0] for s in was], length or [s[1] for s in was]
-    if list(batch) != sorted(batch) or list(length) != sorted(length) or batch[0] < 1 or length[0] < 1: raise UserError(f"a profile needs rising sizes of 1 or more, got rows {tuple(batch)} and tokens {tuple(length)}")
+    _check_profile(batch, length)
     if length[2] > about["length"]: raise UserError(f"a profile of {length[2]} tokens is longer than the model's context of {about['length']}")
     def size(k, i, s): # rows and tokens replaced
         if k == "at": return [1 if i == 0 else batch[i]*length[i]]
