@@ -3,10 +3,12 @@
     python bench/curriculum.py costs                     CPU seconds of a step of each stage, interleaved in one process → bench/curriculum_costs.json
     python bench/curriculum.py list BOOK                 the arms, and which of them are there
     python bench/curriculum.py train BOOK [NAME …]       train those that are missing, score them, and judge what they write → bench/records/curriculum.jsonl
+    python bench/curriculum.py long BOOK KIND …          the same, each until it stops improving
 
 BOOK is a text file; an arm is called after it, as in frankenstein-closing-s0. Arms have ten minutes of one core each; all steps have
 4,096 tokens. An arm's number of steps is fixed beforehand, the budget over the mean cost of its steps, so it does not matter how busy
-the machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them.
+the machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them. Long arms
+end, and choose their weights, by the validation side; they are scored on the test side alone.
 Needs the extras `curriculum`, `judge` and `eval`.
 """
 import statistics, sys
@@ -26,7 +28,7 @@ from diffusion_lm.run import style_figures, train
 
 HERE = Path(__file__).parent
 COSTS, RECORDS = HERE/"curriculum_costs.json", HERE/"records"/"curriculum.jsonl"
-BUDGET, DRAWS, TEXTS = 600, 16, 64 # CPU seconds; passes over the held-out text; texts to judge
+BUDGET, LONG, DRAWS, TEXTS = 600, 3000, 16, 64 # CPU seconds of an arm; steps of a long one at most; passes over the held-out text; texts to judge
 
 READS, EASY, LOW, HIGH = ["sentences", "pairs", "paragraphs"], [.3334, .6667, 1.], [.75, .4, .1], [.9, .6, .3]
 def stages(reads=READS, easy=EASY, low=LOW, high=HIGH, shares=(1., 1., 1.)): return dict(reads=list(reads), easy=list(easy), low=list(low), high=list(high), shares=list(shares))
@@ -39,10 +41,10 @@ KINDS = {
     "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1])}
 MORE = {"word": {"tokenizer.kind": "word"}, "word-4096": {"tokenizer.kind": "word", "tokenizer.vocab_size": 4096}, "bpe-4096": {"tokenizer.vocab_size": 4096}} # other vocabularies, without a curriculum
 
-def configuration(book, kind, seed=0, steps=1):
+def configuration(book, kind, seed=0, steps=1, long=False):
     c = KINDS.get(kind)
     given = {f"curriculum.{k}": v for k, v in c.items()} if c else {"curriculum": "null"}
-    return recipe_with("book", {"data.path": book, "trainer.early_stop": "null", "trainer.best": "false", "trainer.eval_every": 50, "trainer.save_every": 100, "trainer.keep": 1,
+    return recipe_with("book", {"data.path": book, **({"trainer.eval_every": 100} if long else {"trainer.early_stop": "null", "trainer.best": "false", "trainer.eval_every": 50}), "trainer.save_every": 100, "trainer.keep": 1,
                                 **given, **MORE.get(kind, {}), "seed": seed, "trainer.steps": steps})
 
 def share(low, high): return (low + high)/2 # masked on average
@@ -69,26 +71,26 @@ def arms(book):
             out[f"{stem}-{kind}-s{seed}"] = book, kind, seed, round(BUDGET/mean)
     return out
 
-def held_out(lm, store):
-    "Nats and bytes of each window of both sides that were held out, and the Monte-Carlo error of the nats"
+def held_out(lm, store, sides=("validation", "test")):
+    "Nats and bytes of each window that was held out, and the Monte-Carlo error of the nats"
     nats, size, error = [], [], []
-    for side in ("validation", "test"):
+    for side in sides:
         docs = store.documents(side)
         x, _ = eval_windows(np.asarray(store.side(side), np.int64), docs - docs[0], lm.model.config.length, lm.model.pad)
         scores = score_windows(lm.model, x, DRAWS)[0].sum(1)
         nats.append(scores.mean(-1)); error.append(scores.std(-1, ddof=1)/DRAWS**.5); size.append(lm.tokenizer.n_bytes[x.numpy()].sum(1))
     return {"nats": np.concatenate(nats).round(2).tolist(), "bytes": np.concatenate(size).tolist(), "error": float(np.square(np.concatenate(error)).sum()**.5)}
 
-def train_arm(name, book, kind, seed, steps):
+def train_arm(name, book, kind, seed, steps, long=False):
     from diffusion_lm.quality import Judge
     from pareto import judged
-    cfg, run = configuration(book, kind, seed, steps), runs_dir()/name
+    cfg, run = configuration(book, kind, seed, steps, long), runs_dir()/name
     if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists())
     lm, s = DiffusionLM.from_run(name, device="cpu"), read_json(run/"summary.json")
-    figures = held_out(lm, store_of(cfg.data, lm.tokenizer))
+    figures = held_out(lm, store_of(cfg.data, lm.tokenizer), ("test",) if long else ("validation", "test"))
     texts = lm.generate("", n=TEXTS, steps=128, temperature=.8, seed=seed)
     ids = [lm.tokenizer.encode(t).tolist() for t in texts]
-    append_jsonl(RECORDS, {"name": name, "book": Path(book).stem.removeprefix("gutenberg_"), "kind": kind, "seed": seed, "steps": steps, "parameters": s["parameters"], "cpu_seconds": s["cpu_seconds"], "machine": s["machine"],
+    append_jsonl(RECORDS, {"name": name, "book": Path(book).stem.removeprefix("gutenberg_"), "kind": kind, "seed": seed, "long": long, "steps": s["steps"], "parameters": s["parameters"], "cpu_seconds": s["cpu_seconds"], "machine": s["machine"],
                            "validation": [[r["step"], round(r["validation"]["bits_per_byte"], 4)] for r in read_jsonl(run/"log.jsonl") if "validation" in r], "stages": s.get("stages", []),
                            **figures, "judged": judged(lm, ids, Judge()), "style": style_figures(cfg, lm, texts=texts, seed=seed)})
 
@@ -98,7 +100,10 @@ def main(what="list", *names):
     book, *names = names
     if not Path(book).is_file(): raise UserError(f"{book} is missing")
     done = {r["name"] for r in read_jsonl(RECORDS)} if RECORDS.exists() else set()
-    todo = {n: a for n, a in arms(book).items() if not names or n in names}
+    todo = arms(book)
+    if what == "long": what, todo = "train", {n.replace("-s0", "-long"): (book, k, 0, LONG, True) for n, (_, k, seed, _) in todo.items() if seed == 0 and (k in names or n in names)}
+    elif names: todo = {n: todo[n] for n in names if n in todo}
+    if len(todo) < len(names): raise UserError(f"not all of these are arms: {' '.join(names)}")
     if not serve(what, todo, done.__contains__, lambda a: f"{a[3]:6,} steps", train_arm): print(__doc__); return 2
 
 if __name__ == "__main__":
