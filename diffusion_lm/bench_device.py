@@ -110,12 +110,13 @@ def _counted(model):
     return calls
 
 def measure(folder, precision, # as the runtime calls it: fp32, int8, …
-            provider="cpu", steps=64, n=5, batches=(1, 4)): # denoising steps of a passage, calls that count, sequences at a time
+            provider="cpu", threads=0, # 0: as many as there are cores
+            steps=64, n=5, batches=(1, 4)): # denoising steps of a passage, calls that count, sequences at a time
     "Rows of what one precision takes, for a fresh process; raises `BadInput` if it does not run"
     info, rows = read_export(folder), []
     runtime, start = load_runtime(folder), time.perf_counter()
     try:
-        model = runtime.Model(str(folder), precision=precision, provider=provider)
+        model = runtime.Model(str(folder), precision=precision, provider=provider, threads=threads)
         loaded, calls = time.perf_counter() - start, _counted(model)
         for b in batches:
             ids = np.random.default_rng(0).integers(min(5, info["vocab_size"] - 1), info["vocab_size"], (b, info["length"])) # no special tokens
@@ -135,18 +136,18 @@ def _versions(*names):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[k] = importlib.metadata.version(k)
     return out
 
-def bench_device(folder, provider="cpu", steps=64, n=5, say=lambda s: None):
+def bench_device(folder, provider="cpu", threads=0, steps=64, n=5, say=lambda s: None): # as for `measure`
     "Measure every precision of an export; a dict that fits into JSON"
     info, rows, notes = read_export(folder), [], []
     for p in info["files"]:
         say(f"measuring {p}")
         try:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: rows += fresh.submit(measure, str(folder), p, provider, steps, n).result()
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh: rows += fresh.submit(measure, str(folder), p, provider, threads, steps, n).result()
         except BadInput as e: notes.append(str(e))
         except RuntimeError: notes.append(f"{p} does not run here: its process ended, perhaps for want of memory")
     if not rows: raise BadInput("; ".join(notes))
     return {"format": "bench_device 1", "name": info.get("name"), "kind": info.get("kind"), "parameters": info.get("parameters"), "config": info.get("config"), "vocab_size": info["vocab_size"],
-            "length": info["length"], **board(), "machine": platform.machine(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "provider": provider, "versions": _versions("numpy", "onnxruntime", "onnxruntime-gpu"),
+            "length": info["length"], **board(), "machine": platform.machine(), "cores": os.cpu_count(), "threads": threads or os.cpu_count(), "provider": provider, "versions": _versions("numpy", "onnxruntime", "onnxruntime-gpu"),
             "steps": steps, "n": n, "rows": rows, "notes": notes}
 
 def device_lines(r): # what `bench_device` returns
@@ -172,11 +173,12 @@ def main(args=None):
     p.add_argument("--steps", type=_whole, default=64, help="denoising steps of a passage (default 64)")
     p.add_argument("--n", type=_whole, default=5, help="how often to measure each thing (default 5)")
     p.add_argument("--provider", default="cpu", help="where the runtime should run it: cpu, cuda, … (default cpu)")
+    p.add_argument("--threads", type=_whole, default=0, help="of the CPU (default: as many as there are cores)")
     p.add_argument("--json", metavar="FILE", help="write the JSON there (else to standard output)")
     a = p.parse_args(args)
     try:
         if a.json and not Path(a.json).absolute().parent.is_dir(): raise BadInput(f"{Path(a.json).parent} is not a folder") # before the minutes are spent
-        r = bench_device(a.folder, a.provider, a.steps, a.n, lambda s: print(s, file=sys.stderr))
+        r = bench_device(a.folder, a.provider, a.threads, a.steps, a.n, lambda s: print(s, file=sys.stderr))
         text = json.dumps(r, indent=1, ensure_ascii=False) + "\n"
         if not a.json: print(text, end=""); return 0
         tmp = Path(f"{a.json}.{os.getpid()}.tmp")
