@@ -460,7 +460,7 @@ def _scored(o, lm):
 def export_command(args):
     "dlm export RUN"
     from diffusion_lm.core import UserError, unknown
-    from diffusion_lm.export import OPSET, export_lm, export_table
+    from diffusion_lm.export import OPSET, check_opset, export_lm, export_table
     from diffusion_lm.lm import DiffusionLM
     p = _parser("export", "Write a folder that writes text without PyTorch: ONNX graphs, tokenizer, and a sampler in one file.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
@@ -478,6 +478,7 @@ def export_command(args):
     if o["static"] and not o["int8"]: raise UserError("--static goes with --int8")
     if o["format"] == "torch" and (o["int8"] or o["fp16"]): raise UserError("--fp16 and --int8 go with --format onnx")
     if o["max_tokens"] < 1: raise UserError(f"--max-tokens must be at least 1, got {o['max_tokens']}")
+    if o["format"] == "onnx": check_opset(o["opset"]) # and what it needs, before anything is read
     lm = DiffusionLM.from_run(o["run"], o["out_runs"] or None, "cpu")
     folder = Path(o["out"] or f"{lm.name}-{o['format']}")
     score, windows = _scored(o, lm) if o["int8"] or o["fp16"] else (None, None)
