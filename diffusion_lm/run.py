@@ -208,7 +208,9 @@ def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float3
 
 def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run; reference: its own book if not given
     "`style_report` of some texts, or of `n` written as `cfg.samples` says, with the first of them"
+    from diffusion_lm.difficulty import sentences
     from diffusion_lm.style import style_report
+    sentences("Is its extra there?") # before minutes go into texts
     corpus, s = load_corpus(cfg.data.path, cfg.data.column, cfg.data.config), cfg.samples
     sides = store_of(cfg.data, lm.tokenizer).sides_of(corpus)
     train, held = ([d.text for d, z in zip(corpus, sides) if bool(z) == out] for out in (False, True))

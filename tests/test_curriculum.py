@@ -1,10 +1,11 @@
 """A book's curriculum from the command line: prepared and inspected, trained, stopped and resumed in every stage, and refused where it cannot be."""
-import json
+import json, sys
 from pathlib import Path
 
 import pandas as pd, pytest
 
 from conftest import story
+from diffusion_lm.lm import DiffusionLM
 from test_resume import same_run
 
 NOTES = ("preparing ", "the text is too small for ", "measuring how hard ")
@@ -52,6 +53,12 @@ def test_style(dlm, trained, book):
 @pytest.mark.parametrize("args, why", [(["--reference", "x.txt"], "--reference goes with --style"), (["--style", "--reference", "none.txt"], "none.txt is missing"), (["--style", "--samples", 1], "at least 2"),
                                        (["--style", "--file", "x"], "leave out --file"), (["--style", "--seed", -1], "must not be negative")])
 def test_bad_style(refused, trained, args, why): assert why in refused("eval", "tiny", *args)
+
+def test_missing_extra(refused, trained, monkeypatch):
+    "It is said before minutes go into texts"
+    monkeypatch.setitem(sys.modules, "pysbd", None)
+    monkeypatch.setattr(DiffusionLM, "generate", lambda *a, **kw: pytest.fail("texts were written first"))
+    assert "pysbd is missing" in refused("eval", "tiny", "--style")
 
 BOOKS = {"small": (story(1, 2000), "needs at least 20 kB|kB of text; a curriculum needs"), "one-sentence": ("a river " + "and the sea "*3000, "sentence"), "no-punctuation": (story(1).replace(".", ""), "sentence"),
          "another-script": ("Это был поздний вечер, и он шёл домой один. Она ждала его у окна, и снег лежал на крышах.\n\n"*300, "curriculum.difficulty.language")}
