@@ -6,6 +6,7 @@ older than their code, pictures without a text, paths of somebody's machine, hea
 """
 import ast, json, os, re, subprocess, sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -186,8 +187,8 @@ def check_pages(nbs):
         yield "nbs", f"nbdev could not process the notebooks: {' '.join(str(e).split())}"
         return
     pages = {}
-    for p in nbs:
-        html, complaint = render(proc/p)
+    with ThreadPoolExecutor(2) as pool: rendered = [*pool.map(lambda p: render(proc/p), nbs)]
+    for p, (html, complaint) in zip(nbs, rendered):
         if complaint: yield f"nbs/{p}", f"pandoc: {complaint}"
         pages[p] = Page(html)
     for p in pages: yield from ((f"nbs/{p}", what) for what in check_links(p, pages))

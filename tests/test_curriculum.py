@@ -54,11 +54,11 @@ def test_style(dlm, trained, book):
                                        (["--style", "--file", "x"], "leave out --file"), (["--style", "--seed", -1], "must not be negative")])
 def test_bad_style(refused, trained, args, why): assert why in refused("eval", "tiny", *args)
 
-def test_missing_extra(refused, trained, monkeypatch):
+def test_style_without_its_extra(refused, trained, monkeypatch):
     "It is said before minutes go into texts"
     monkeypatch.setitem(sys.modules, "pysbd", None)
     monkeypatch.setattr(DiffusionLM, "generate", lambda *a, **kw: pytest.fail("texts were written first"))
-    assert "pysbd is missing" in refused("eval", "tiny", "--style")
+    assert "pysbd is missing" in refused("eval", "tiny", "--style", notes=("writing ",))
 
 BOOKS = {"small": (story(1, 2000), "needs at least 20 kB|kB of text; a curriculum needs"), "one-sentence": ("a river " + "and the sea "*3000, "sentence"), "no-punctuation": (story(1).replace(".", ""), "sentence"),
          "another-script": ("Это был поздний вечер, и он шёл домой один. Она ждала его у окна, и снег лежал на крышах.\n\n"*300, "curriculum.difficulty.language")}
