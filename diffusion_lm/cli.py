@@ -392,7 +392,8 @@ def _bench_options(args):
     if not 0 < o["minutes"] < float("inf"): raise UserError(f"minutes must be above 0 and finite, got {o['minutes']:g}")
     return o
 
-def _drift(o, say):
+# %% ../nbs/21_cli.ipynb #1013
+def _bench_drift(o, say):
     "dlm bench drift RUN"
     from diffusion_lm.bench_sample import bench_drift, drift_table
     from diffusion_lm.core import to_json
@@ -412,26 +413,33 @@ def _bench_sample(o, say):
     print(f"{r['machine']}, {r['device']} in {r['dtype']}, torch {r['torch']}; preset {r['preset']}, vocabulary {r['vocab']:,}; medians of {r['rounds']} rounds\n")
     print("\n".join([*_table(sample_table(r["rows"])), "", *_table(sample_table(r["blocks"])), "", *sample_verdicts(r)]))
 
-def bench_command(args):
-    "dlm bench WHAT"
-    o = _bench_options(args)
-    from diffusion_lm.bench import bench_memory, bench_table, bench_train, memory_table, overhead, overhead_table, verdicts
+# %% ../nbs/21_cli.ipynb #1015
+def _bench_memory(o, say):
+    "dlm bench memory"
+    from diffusion_lm.bench import bench_memory, memory_table
     from diffusion_lm.core import to_json
     from diffusion_lm.models import ModelConfig
-    say = lambda s: print(s, file=sys.stderr, flush=True)
-    if o["what"] == "memory":
-        r = bench_memory(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["device"], say)
-        if o["json"]: return print(to_json(r))
-        print(f"{r['machine']}, {r['device']}; {r['layers']}×{r['width']}, vocabulary {r['vocab']:,}, batch {r['batch']}×{r['length']}, AdamW\n")
-        return print("\n".join(_table(memory_table(r))))
-    if o["what"] == "overhead":
-        say(f"training for {o['minutes']:g} min")
-        r = overhead(o["minutes"])
-        if o["json"]: return print(to_json(r))
-        print(f"{r['machine']}, {r['device']} in {r['dtype']}\n{r['model']}: {r['steps']:,} steps in {r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s\n")
-        return print("\n".join(_table(overhead_table(r))))
-    if o["what"] == "drift": return _drift(o, say)
-    if o["what"] == "sample": return _bench_sample(o, say)
+    r = bench_memory(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["device"], say)
+    if o["json"]: return print(to_json(r))
+    print(f"{r['machine']}, {r['device']}; {r['layers']}×{r['width']}, vocabulary {r['vocab']:,}, batch {r['batch']}×{r['length']}, AdamW\n")
+    print("\n".join(_table(memory_table(r))))
+
+def _bench_overhead(o, say):
+    "dlm bench overhead"
+    from diffusion_lm.bench import overhead, overhead_table
+    from diffusion_lm.core import to_json
+    say(f"training for {o['minutes']:g} min")
+    r = overhead(o["minutes"])
+    if o["json"]: return print(to_json(r))
+    print(f"{r['machine']}, {r['device']} in {r['dtype']}\n{r['model']}: {r['steps']:,} steps in {r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s\n")
+    print("\n".join(_table(overhead_table(r))))
+
+# %% ../nbs/21_cli.ipynb #1017
+def _bench_train(o, say):
+    "dlm bench train"
+    from diffusion_lm.bench import bench_table, bench_train, verdicts
+    from diffusion_lm.core import to_json
+    from diffusion_lm.models import ModelConfig
     r = bench_train(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["rounds"], o["device"], o["dtype"], o["compile"], not o["no_peer"], o["all_dtypes"], say=say)
     for n in r["notes"]: say(n)
     if o["json"]: return print(to_json(r))
@@ -440,6 +448,12 @@ def bench_command(args):
     print(f"{r['layers']}×{r['width']}, {r['heads']} heads, vocabulary {r['vocab']:,}, batch {r['batch']}×{r['length']}; medians of {r['rounds']} rounds")
     print("peak of matrix products: " + ", ".join(f"{p['value']:.0f} GFLOP/s in {k} ({p['low']:.0f} – {p['high']:.0f})" for k, p in r["peaks_gflops"].items()) + "\n")
     print("\n".join([*_table(bench_table(r)), "", *verdicts(r)]))
+
+def bench_command(args):
+    "dlm bench WHAT"
+    o = _bench_options(args)
+    bench = {"train": _bench_train, "overhead": _bench_overhead, "memory": _bench_memory, "sample": _bench_sample, "drift": _bench_drift}[o["what"]]
+    return bench(o, lambda s: print(s, file=sys.stderr, flush=True))
 
 # %% ../nbs/21_cli.ipynb #100f
 def _scored(o, lm):

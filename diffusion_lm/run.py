@@ -135,6 +135,26 @@ def claim(name, out=None, resume=False, overwrite=False):
     return run
 
 # %% ../nbs/15b_run.ipynb #000c
+def _reading(cfg, objective, corpus, tok, store, say):
+    "What the training reads: its `Loader`, and the stages of its curriculum, if it has one"
+    blocks = objective.times(cfg.model.length)
+    if not cfg.curriculum: return Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=blocks, layout=objective.layout, stretch=objective.stretch), None
+    if cfg.curriculum.measures: say(f"measuring how hard {cfg.data.path} is, sentence by sentence")
+    _, stages = stages_of(cfg, corpus, tok, store, blocks)
+    if not all(s.bound for s in stages): say("the training loss is a bound on the likelihood only in a stage that reads the running text under all masks; evaluation always is")
+    return stages[0].loader, stages
+
+def _callbacks(cfg, run, tok, store, stages, quiet, more):
+    "The callbacks that a `RunConfig` asks for, and some more"
+    calls = [EMA(), Log(run/"log.jsonl", quiet), Validate(store, tok), Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *more]
+    if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
+    if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
+    if stages: calls.append(Curriculum(stages, cfg.curriculum))
+    if cfg.model.thought: calls.append(Awaken(cfg.model.thought.late, cfg.model.thought.ramp))
+    if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
+    return calls
+
+# %% ../nbs/15b_run.ipynb #1006
 def train(cfg,                 # `RunConfig`
           name, out=None,      # the run's name, and the folder of runs
           resume=False,        # go on from its newest whole checkpoint
@@ -151,31 +171,18 @@ def train(cfg,                 # `RunConfig`
     if len(tok) < cfg.tokenizer.vocab_size and not cfg.tokenizer.load: say(f"the text is too small for {cfg.tokenizer.vocab_size:,} tokens; the vocabulary has {len(tok):,}")
     cfg = _check(cfg, tok)
     objective, device = make(cfg, tok), pick_device(cfg.trainer.device)
-    blocks = objective.times(cfg.model.length)
-    if cfg.curriculum:
-        if cfg.curriculum.measures: say(f"measuring how hard {cfg.data.path} is, sentence by sentence")
-        _, stages = stages_of(cfg, corpus, tok, store, blocks)
-        loader = stages[0].loader
-        if not all(s.bound for s in stages): say("the training loss is a bound on the likelihood only in a stage that reads the running text under all masks; evaluation always is")
-    else: loader = Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=blocks, layout=objective.layout, stretch=objective.stretch)
+    loader, stages = _reading(cfg, objective, corpus, tok, store, say)
     if not objective.is_bound and cfg.objective in ("nelbo", "nelbo-count", "block"): say("this training loss is no bound on the likelihood; evaluation is")
     cfg = replace(cfg, trainer=replace(cfg.trainer, compile=wants_compile(cfg, n_params(objective.model), device)))
-    log, samples = run/"log.jsonl", run/"samples.jsonl"
-    calls = [EMA(), Log(log, quiet), Validate(store, tok), Samples(tok, cfg.samples, samples, cfg.seed), Checkpoint(run), *callbacks]
-    if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
-    if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
-    if cfg.curriculum: calls.append(Curriculum(stages, cfg.curriculum))
-    if cfg.model.thought: calls.append(Awaken(cfg.model.thought.late, cfg.model.thought.ramp))
-    if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
     if device.type == "cpu": keep_memory()
-    learn = Learner(objective, loader, cfg.trainer, calls)
+    learn = Learner(objective, loader, cfg.trainer, _callbacks(cfg, run, tok, store, stages, quiet, callbacks))
     learn.data, learn.meta = store.path.name, {"tokenizer": tok.fingerprint}
     if resume:
         path, notes = learn.restore(run)
         for n in notes: say(n)
         say(f"resuming '{name}' from {path.name}" if path else f"'{name}' has no checkpoint yet: starting at the first step")
         if learn.acc.is_main_process:
-            for f in (log, samples): trim_jsonl(f, lambda r: path is not None and r.get("step", 0) <= learn.step)
+            for f in ("log.jsonl", "samples.jsonl"): trim_jsonl(run/f, lambda r: path is not None and r.get("step", 0) <= learn.step)
     else:
         if cfg.trainer.minutes: cfg = replace(cfg, trainer=replace(cfg.trainer, steps=learn.limit_steps(cfg.trainer.minutes), minutes=None))
         if learn.acc.is_main_process:
@@ -208,9 +215,9 @@ def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float3
 
 def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run; reference: its own book if not given
     "`style_report` of some texts, or of `n` written as `cfg.samples` says, with the first of them"
-    from diffusion_lm.difficulty import sentences
+    from diffusion_lm.difficulty import _need
     from diffusion_lm.style import style_report
-    sentences("Is its extra there?") # before minutes go into texts
+    _need("pysbd") # before minutes go into texts
     corpus, s = load_corpus(cfg.data.path, cfg.data.column, cfg.data.config), cfg.samples
     sides = store_of(cfg.data, lm.tokenizer).sides_of(corpus)
     train, held = ([d.text for d, z in zip(corpus, sides) if bool(z) == out] for out in (False, True))
@@ -218,6 +225,7 @@ def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run
     texts = texts or lm.generate("", n=n, steps=s.steps, sampler="left-to-right" if lm.model.causal else s.sampler, temperature=s.temperature, seed=seed)
     return style_report(texts, reference or [d.text for d in corpus][::step], train, held, seed) | {"text": texts[0]}
 
+# %% ../nbs/15b_run.ipynb #1008
 def finish(run, cfg, learn, model, tok, store, quiet=False):
     "Score the test side and write summary.json, samples.jsonl, loss.png, denoising.html and report.md"
     device = learn.device
@@ -245,6 +253,7 @@ def finish(run, cfg, learn, model, tok, store, quiet=False):
     write_json(run/"summary.json", summary)
     write_text(run/"report.md", report(run, cfg, summary, records))
 
+# %% ../nbs/15b_run.ipynb #100a
 def plot_loss(run):
     "Draw the training and validation losses of a run into `loss.png`"
     from matplotlib.figure import Figure
