@@ -28,7 +28,7 @@ test coverage: export HF_DATASETS_OFFLINE = 1
 test: .venv/.installed-dev ## Check exports, test notebooks, run pytest, check the site
 	$(call step,exported modules and README match the notebooks,$(BIN)/python .ci/check_export.py)
 	$(call step,notebooks,OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2)
-	$(call step,pytest,$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder)
+	$(call step,pytest,$(BIN)/python -m pytest -n 2 --dist loadfile)
 	$(call step,site,$(BIN)/python .ci/check_site.py)
 
 coverage: .venv/.installed-dev ## Show which lines of the library tests/ reaches

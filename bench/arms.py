@@ -2,7 +2,7 @@
 import torch
 
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import keep_memory
+from diffusion_lm.core import autocast, keep_memory
 from diffusion_lm.trainer import TrainConfig, make_optimizers
 
 FIXED = {"trainer.dtype": "float32", "trainer.minutes": "null", "trainer.sample_every": 10**6, # as the records were made, whatever this machine can do
@@ -15,11 +15,11 @@ def configuration(recipe, options):
 def one_core():
     torch.set_num_threads(1); keep_memory() # no thread waits for another on a busy machine
 
-def stepper(o, batch, more=()): # an `Objective`, its batch, what else it takes
+def stepper(o, batch, more=(), dtype=torch.float32): # an `Objective`, its batch, what else it takes
     "A training step, with an optimizer of its own"
     opts, held = make_optimizers(o.model, TrainConfig(lr=1e-4)), [None]
     def step():
-        out = o(*batch, *more[:2], held[0]) if o.carries else o(*batch)
+        with autocast(batch[0].device, dtype): out = o(*batch, *more[:2], held[0]) if o.carries else o(*batch)
         loss, held[0] = out if o.carries else (out, None)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(o.model.parameters(), 1.)

@@ -64,7 +64,8 @@ def describe_machine(device):
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     caps = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     name = caps.get("cpu_name") or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads" + (" + MPS" if device.type == "mps" else "")
+    n = torch.get_num_threads()
+    return f"{name}, {n} thread{'s'*(n > 1)}" + (" + MPS" if device.type == "mps" else "")
 
 def keep_memory():
     "Let the C library keep what is freed, where it can: a training step asks for the same memory again and again"

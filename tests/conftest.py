@@ -14,16 +14,12 @@ import pytest, torch
 from hypothesis import HealthCheck, settings
 
 from diffusion_lm.cli import main
-from diffusion_lm.core import rng
+from diffusion_lm.core import read_jsonl, rng
 
 torch.set_num_threads(1)
 settings.register_profile("dlm", deadline=None, derandomize=True, database=None, max_examples=50,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile("dlm")
-
-def pytest_collection_modifyitems(items):
-    "The longest file first: it takes one process as long as all the others take another"
-    items.sort(key=lambda i: i.path.name != "test_resume.py")
 
 WORDS = ("the a river sea house light road king paper winter apple stone bird voice letter garden night morning "
          "of in on under with from and but then walks sleeps sings falls burns waits opens remembers asks").split()
@@ -50,6 +46,13 @@ def tree(*folders):
     "All folders and files below `folders`, with a digest of every file: what is there and what is in it"
     return {str(p): hashlib.blake2b(p.read_bytes()).hexdigest() if p.is_file() and os.access(p, os.R_OK) else None
             for f in folders for p in sorted(Path(f).rglob("*"))}
+
+def losses(run): return [(r["step"], r.get("loss"), r.get("grad_norm"), r.get("validation")) for r in read_jsonl(run/"log.jsonl")]
+
+def same_run(a, b):
+    "Same losses in the log, same weights, to the last bit"
+    assert losses(a) == losses(b) and len(losses(a)) > 3
+    assert (a/"model.safetensors").read_bytes() == (b/"model.safetensors").read_bytes()
 
 def run_dlm(home, *args):
     "`dlm` in this process, with its files in `home`: (status, stdout, stderr)"
