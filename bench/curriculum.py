@@ -6,9 +6,10 @@
     python bench/curriculum.py long BOOK KIND …          the same, each until it stops improving
 
 BOOK is a text file; an arm is called after it, as in frankenstein-closing-s0. Arms have five minutes of one core each, in bfloat16 (a
-core that multiplies it in hardware does 2.6 times as many steps as in float32, and one that does not, far fewer); all steps have 4,096 tokens. An arm's number of steps is fixed beforehand, the budget over the mean cost of its steps, so it does not matter how busy
-the machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them. Long arms
-end, and choose their weights, by the validation side; they are scored on the test side alone.
+core that multiplies it in hardware takes 2.6 times as many steps as in float32, and one that does not, far fewer); all steps have 4,096
+tokens. An arm's number of steps is fixed beforehand, the budget over the mean cost of its steps, so it does not matter how busy the
+machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them. Long arms end,
+and choose their weights, by the validation side; they are scored on the test side alone.
 Needs the extras `curriculum`, `judge` and `eval`.
 """
 import statistics, sys
@@ -38,6 +39,7 @@ KINDS = {
     "order": stages(low=[0.]*3, high=[1.]*3),
     "masking": stages(reads=["text"]*3, easy=[1.]*3),
     "closing": stages(READS + ["text"], EASY + [1.], LOW + [0.], HIGH + [1.], (.2, .2, .2, .4)),
+    "brief": stages(READS + ["text"], EASY + [1.], LOW + [0.], HIGH + [1.], (.1, .1, .1, .7)),
     "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1])}
 MORE = {"word": {"tokenizer.kind": "word"}, "word-4096": {"tokenizer.kind": "word", "tokenizer.vocab_size": 4096}, "bpe-4096": {"tokenizer.vocab_size": 4096}} # other vocabularies, without a curriculum
 

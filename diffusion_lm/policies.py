@@ -163,7 +163,7 @@ def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
     return torch.full(want.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(want, values)
 
-_TIE = 1024 # scores closer than about 1/1024 are a tie, and the first place goes first
+_TIE = 2**14 # scores closer than about 1/16384 are a tie, and the first place goes first
 
 class Ranked(Policy):
     "Reveal a fixed number of tokens where the score is highest"

@@ -88,7 +88,7 @@ class LeftToRight(Policy):
     "The first that is masked"
     def ask(self, masked, step): return masked & (masked.cumsum(1) == 1)
 
-TIE = 1024 # scores closer than about 1/1024 are a tie, and the first place goes first
+TIE = 2**14 # scores closer than about 1/16384 are a tie, and the first place goes first
 
 class Confidence(Policy):
     "As many as are due, where the drawn token is most probable"
