@@ -124,7 +124,6 @@ def parse_train(args, command="train"):
 def prepare_command(args):
     "dlm prepare"
     from dataclasses import replace
-    from diffusion_lm.core import UserError
     from diffusion_lm.curriculum import CurriculumConfig, inspect_book, stage_table
     from diffusion_lm.data import SIDES, prepare
     from diffusion_lm.run import stages_of
@@ -134,7 +133,7 @@ def prepare_command(args):
     out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name}
     lines = [f"{corpus}: " + ", ".join(f"{s} {n:,}" for s, n in out["tokens"].items()) + f" tokens of {out['bytes_per_token']:.2f} bytes, vocabulary {len(tok):,}"]
     if o["inspect"]:
-        if not cfg.curriculum.measures: raise UserError("nothing to inspect: all stages of this curriculum read the running text")
+        if not cfg.curriculum.measures: cfg = replace(cfg, curriculum=CurriculumConfig(difficulty=cfg.curriculum.difficulty)) # stages that read by difficulty
         book, stages = stages_of(cfg, corpus, tok, store)
         folder = Path(o["out"] or f"{Path(cfg.data.path).stem}-inspect")
         out["inspect"] = inspect_book(book, stages, cfg.curriculum, folder)

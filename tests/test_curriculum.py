@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd, pytest
 
-from conftest import story
+from conftest import same_run, story
 from diffusion_lm.lm import DiffusionLM
-from test_resume import same_run
 
 NOTES = ("preparing ", "the text is too small for ", "measuring how hard ")
 STAGES = ["--curriculum.reads", "[sentences, pairs, paragraphs, text]", "--trainer.save_every", 4, "--trainer.sample_every", 24]
