@@ -178,6 +178,7 @@ def make_stages(cfg, book, tok, store, length, batch, seed=0, blocks=1): # as fo
     out = []
     for i, (reads, share, low, high) in enumerate(zip(cfg.reads, cfg.easy, cfg.low, cfg.high), 1):
         name, items, layout = f"{i} {reads}", [], "packed"
+        if reads == "text" and (low, high) != (0, 1): name += f" {100*low:.0f}–{100*high:.0f} %" # its masks are all that it differs in
         if reads != "text":
             items = pieces(book, reads, share, tok)
             size = sum(len(p) + 1 for p in items)
