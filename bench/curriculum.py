@@ -41,7 +41,6 @@ KINDS = {
     "closing": stages(READS + ["text"], EASY + [1.], LOW + [0.], HIGH + [1.], (.2, .2, .2, .4)),
     "brief": stages(READS + ["text"], EASY + [1.], LOW + [0.], HIGH + [1.], (.1, .1, .1, .7)),
     "masking-closing": stages(["text"]*4, [1.]*4, LOW + [0.], HIGH + [1.], (.2, .2, .2, .4)),
-    "masking-reversed": stages(["text"]*3, [1.]*3, LOW[::-1], HIGH[::-1]),
     "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1])}
 MORE = {"word": {"tokenizer.kind": "word"}, "word-4096": {"tokenizer.kind": "word", "tokenizer.vocab_size": 4096}, "bpe-4096": {"tokenizer.vocab_size": 4096}} # other vocabularies, without a curriculum
 
