@@ -133,7 +133,9 @@ def prepare_command(args):
     out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name}
     lines = [f"{corpus}: " + ", ".join(f"{s} {n:,}" for s, n in out["tokens"].items()) + f" tokens of {out['bytes_per_token']:.2f} bytes, vocabulary {len(tok):,}"]
     if o["inspect"]:
-        if not cfg.curriculum.measures: cfg = replace(cfg, curriculum=CurriculumConfig(difficulty=cfg.curriculum.difficulty)) # stages that read by difficulty
+        if not cfg.curriculum.measures:
+            cfg = replace(cfg, curriculum=CurriculumConfig(difficulty=cfg.curriculum.difficulty))
+            lines += ["", "all stages of this recipe read the running text; by difficulty they would read:"]
         book, stages = stages_of(cfg, corpus, tok, store)
         folder = Path(o["out"] or f"{Path(cfg.data.path).stem}-inspect")
         out["inspect"] = inspect_book(book, stages, cfg.curriculum, folder)
