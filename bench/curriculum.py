@@ -3,13 +3,13 @@
     python bench/curriculum.py costs                     CPU seconds of a step of each stage, interleaved in one process → bench/curriculum_costs.json
     python bench/curriculum.py list BOOK                 the arms, and which of them are there
     python bench/curriculum.py train BOOK [NAME …]       train those that are missing, score them, and judge what they write → bench/records/curriculum.jsonl
-    python bench/curriculum.py long BOOK KIND …          the same, each until it stops improving
+    python bench/curriculum.py long BOOK KIND …          the same, each beyond the point where it stops improving
 
 BOOK is a text file; an arm is called after it, as in frankenstein-closing-s0. Arms have five minutes of one core each, in bfloat16 (a
 core that multiplies it in hardware takes 2.6 times as many steps as in float32, and one that does not, far fewer); all steps have 4,096
 tokens. An arm's number of steps is fixed beforehand, the budget over the mean cost of its steps, so it does not matter how busy the
-machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them. Long arms end,
-and choose their weights, by the validation side; they are scored on the test side alone.
+machine is while it trains. The last weights are scored, on both sides that were held out: nothing was chosen by them. Long arms
+choose their weights by the validation side; they are scored on the test side alone.
 Needs the extras `curriculum`, `judge` and `eval`.
 """
 import statistics, sys
@@ -29,7 +29,7 @@ from diffusion_lm.run import style_figures, train
 
 HERE = Path(__file__).parent
 COSTS, RECORDS = HERE/"curriculum_costs.json", HERE/"records"/"curriculum.jsonl"
-BUDGET, LONG, DRAWS, TEXTS = 300, 3000, 16, 64 # CPU seconds of an arm; steps of a long one at most; passes over the held-out text; texts to judge
+BUDGET, LONG, DRAWS, TEXTS = 300, 3000, 16, 64 # CPU seconds of an arm; steps of a long one; passes over the held-out text; texts to judge
 
 READS, EASY, LOW, HIGH = ["sentences", "pairs", "paragraphs"], [.3334, .6667, 1.], [.75, .4, .1], [.9, .6, .3]
 def stages(reads=READS, easy=EASY, low=LOW, high=HIGH, shares=(1., 1., 1.)): return dict(reads=list(reads), easy=list(easy), low=list(low), high=list(high), shares=list(shares))
@@ -47,7 +47,7 @@ MORE = {"word": {"tokenizer.kind": "word"}, "word-4096": {"tokenizer.kind": "wor
 def configuration(book, kind, seed=0, steps=1, long=False):
     c = KINDS.get(kind)
     given = {f"curriculum.{k}": v for k, v in c.items()} if c else {"curriculum": "null"}
-    return recipe_with("book", {"data.path": book, **({"trainer.eval_every": 100} if long else {"trainer.early_stop": "null", "trainer.best": "false", "trainer.eval_every": 50}), "trainer.save_every": 100, "trainer.keep": 1, "trainer.dtype": "bfloat16",
+    return recipe_with("book", {"data.path": book, "trainer.early_stop": "null", **({"trainer.eval_every": 100} if long else {"trainer.best": "false", "trainer.eval_every": 50}), "trainer.save_every": 100, "trainer.keep": 1, "trainer.dtype": "bfloat16",
                                 **given, **MORE.get(kind, {}), "seed": seed, "trainer.steps": steps})
 
 def share(low, high): return (low + high)/2 # masked on average
