@@ -163,7 +163,13 @@ def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
     return torch.full(want.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(want, values)
 
-_TIE = 2**14 # scores closer than about 1/16384 are a tie, and the first place goes first
+_TIE = 2**-14
+
+def _ranked(score): # (b,l)
+    "Positions, the highest score first (b,l); of those that are closer together than `_TIE`, the first"
+    s, order = score.sort(dim=1, descending=True)
+    group = F.pad((s[:, :-1] - s[:, 1:] > _TIE).cumsum(1), (1, 0)) # the same number for all that hang together
+    return torch.empty_like(group).scatter(1, order, group).argsort(dim=1, stable=True)
 
 class Ranked(Policy):
     "Reveal a fixed number of tokens where the score is highest"
@@ -179,7 +185,7 @@ class Ranked(Policy):
     def __call__(self, logp, x, masked, step, u):
         tokens = draw(logp, u[..., 1][step.want])
         score = _table(self.score(step.raw, tokens), step.want)
-        order = (score*_TIE).round().argsort(dim=1, descending=True, stable=True)
+        order = _ranked(score)
         n = self.count(score.gather(1, order), masked, step)
         pos = step.want & (order.argsort(1) < n[:, None])
         return pos, tokens[pos[step.want]]

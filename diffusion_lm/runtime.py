@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TIE', 'SAMPLERS', 'FORMAT', 'PROVIDERS', 'FAR', 'UserError', 'rng', 'digest', 'draw', 'log_softmax', 'reshape',
-           'entropy', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'Confidence', 'Entropy', 'Threshold',
-           'make_policy', 'spans', 'behind', 'sample', 'seal', 'read_about', 'check_file', 'check_shape', 'Text',
-           'provider_list', 'tensorrt_options', 'Model', 'reader', 'generate', 'infill', 'main']
+           'entropy', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'ranked', 'Confidence', 'Entropy',
+           'Threshold', 'make_policy', 'spans', 'behind', 'sample', 'seal', 'read_about', 'check_file', 'check_shape',
+           'Text', 'provider_list', 'tensorrt_options', 'Model', 'reader', 'generate', 'infill', 'main']
 
 # %% ../nbs/18a_runtime.ipynb #0003
 import argparse, hashlib, json, re, sys
@@ -88,7 +88,15 @@ class LeftToRight(Policy):
     "The first that is masked"
     def ask(self, masked, step): return masked & (masked.cumsum(1) == 1)
 
-TIE = 2**14 # scores closer than about 1/16384 are a tie, and the first place goes first
+TIE = 2**-14
+
+def ranked(score): # (b,l), float32
+    "Positions, the highest score first (b,l); of those that are closer together than `TIE`, the first"
+    order = np.argsort(-score, 1)
+    s, group = np.take_along_axis(score, order, 1), np.zeros(score.shape, np.int64)
+    with np.errstate(invalid="ignore"): gap = s[:, :-1] - s[:, 1:] > np.float32(TIE)
+    np.put_along_axis(group, order, np.pad(gap.cumsum(1), ((0, 0), (1, 0))), 1) # the same number for all that hang together
+    return np.argsort(group, 1, kind="stable")
 
 class Confidence(Policy):
     "As many as are due, where the drawn token is most probable"
@@ -103,7 +111,7 @@ class Confidence(Policy):
     def pick(self, raw, tokens, masked, want, step):
         score = np.full(want.shape, -np.inf, np.float32)
         score[want] = self.score(raw, tokens)
-        order = np.argsort(-np.rint(score*np.float32(TIE)), 1, kind="stable")
+        order = ranked(score)
         n = self.count(np.take_along_axis(score, order, 1), masked, step)
         return want & (np.argsort(order, 1, kind="stable") < n[:, None])
 
