@@ -29,7 +29,7 @@ def stepper(o, batch, more=(), dtype=torch.float32): # an `Objective`, its batch
 def serve(what, todo, done, line, train_arm): # name → arm; is it done? what to say of it; trains and records it
     "`list` or `train`; whether it was one of them"
     if what == "list":
-        for n, a in todo.items(): print(f"{'done' if done(n) else '–':5s}{n:26s}{line(a)}")
+        for n, a in todo.items(): print(f"{'done' if done(n) else '–':5s}{n:34s}{line(a)}")
     elif what == "train":
         one_core()
         for n, a in todo.items():

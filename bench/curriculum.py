@@ -42,7 +42,7 @@ KINDS = {
     "brief": stages(READS + ["text"], EASY + [1.], LOW + [0.], HIGH + [1.], (.1, .1, .1, .7)),
     "masking-closing": stages(["text"]*4, [1.]*4, LOW + [0.], HIGH + [1.], (.2, .2, .2, .4)),
     "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1])}
-MORE = {"word": {"tokenizer.kind": "word"}, "word-4096": {"tokenizer.kind": "word", "tokenizer.vocab_size": 4096}, "bpe-4096": {"tokenizer.vocab_size": 4096}} # other vocabularies, without a curriculum
+MORE = {"word": {"tokenizer.kind": "word"}} # another vocabulary, without a curriculum
 
 def configuration(book, kind, seed=0, steps=1, long=False):
     c = KINDS.get(kind)
@@ -53,24 +53,24 @@ def configuration(book, kind, seed=0, steps=1, long=False):
 def share(low, high): return (low + high)/2 # masked on average
 
 def costs(rounds=15):
-    "CPU seconds of a step at the masked share of each stage and with each size of vocabulary, on one thread, interleaved"
+    "CPU seconds of a step at the masked share of each stage, on one thread, interleaved"
     one_core()
     cfg, steps = configuration("book.txt", "none"), {}
-    c, b = cfg.model.resolve(), cfg.trainer.batch
+    c, b, V = cfg.model.resolve(), cfg.trainer.batch, cfg.tokenizer.vocab_size
     g = torch.Generator().manual_seed(0)
-    for V, low, high in ((2048, 0., 1.), *((2048, a, z) for a, z in zip(LOW, HIGH)), (4096, 0., 1.)):
-        x, u = torch.randint(5, V, (b, c.length), generator=g), torch.rand(b, c.length, generator=g)
+    x, u = torch.randint(5, V, (b, c.length), generator=g), torch.rand(b, c.length, generator=g)
+    for low, high in ((0., 1.), *zip(LOW, HIGH)):
         t = low + (high - low)*((torch.randperm(b, generator=g) + .5)/b)[:, None]
-        steps[f"{V} {share(low, high):.3f}"] = stepper(Objective(BaselineDreamModel(c, V, range(5))), (x, t, u), dtype=torch.bfloat16)
+        steps[f"{share(low, high):.3f}"] = stepper(Objective(BaselineDreamModel(c, V, range(5))), (x, t, u), dtype=torch.bfloat16)
     return {k: statistics.median(v) for k, v in interleaved(steps, rounds).items()}
 
 def arms(book):
-    "Name → (book, kind, seed, steps): every kind at seeds 0, 1, 2; larger vocabularies at seed 0"
+    "Name → (book, kind, seed, steps): every kind at seeds 0, 1, 2"
     cost, stem, out = read_json(COSTS), Path(book).stem.removeprefix("gutenberg_"), {}
     for seed in (0, 1, 2):
-        for kind in KINDS | (MORE if seed == 0 else {"word": None}):
+        for kind in KINDS | MORE:
             c = KINDS.get(kind) or stages(["text"], [1.], [0.], [1.], [1.])
-            mean = sum(w*cost[f"{4096 if '4096' in kind else 2048} {share(a, z):.3f}"] for a, z, w in zip(c["low"], c["high"], c["shares"]))/sum(c["shares"])
+            mean = sum(w*cost[f"{share(a, z):.3f}"] for a, z, w in zip(c["low"], c["high"], c["shares"]))/sum(c["shares"])
             out[f"{stem}-{kind}-s{seed}"] = book, kind, seed, round(BUDGET/mean)
     return out
 
