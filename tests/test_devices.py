@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from conftest import DLM, run_dlm
 from diffusion_lm.callbacks import Validate
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, read_jsonl, seed_everything
+from diffusion_lm.core import UserError, has_bf16, read_jsonl, seed_everything
 from diffusion_lm.data import DataConfig, Loader, TokenizerConfig, prepare
 from diffusion_lm.layers import Block
 from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
@@ -22,6 +22,7 @@ from diffusion_lm.thought import ThoughtConfig
 from diffusion_lm.trainer import Callback, Checkpoint, Learner, TrainConfig, steps_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
+ROUGH = 500 if has_bf16(torch.device("cpu")) else 1  # Muon, and what `dtype: auto` picks, calculate in bfloat16 where the processor has it
 
 def together(f, folder, world=2, seconds=120):
     "What `f(rank)` returns, or the error it raises, in each of `world` forked processes joined by gloo; all must end, and none hang"
@@ -77,9 +78,9 @@ def fit(text, shard=False, run=None, resume=False, **kw):
 
 def same(a, b, losses=slice(None)):
     "Two results of `fit` agree up to rounding: sums over processes and shards are taken in another order"
-    torch.testing.assert_close(torch.tensor(a[0][losses]), torch.tensor(b[0]), rtol=2e-5, atol=0)
-    assert a[1][1] == b[1][1] and a[1][0] == pytest.approx(b[1][0], rel=1e-6)
-    torch.testing.assert_close(a[2], b[2], rtol=0, atol=1e-4) # a gradient near zero may have either sign, and AdamW steps by the sign
+    torch.testing.assert_close(torch.tensor(a[0][losses]), torch.tensor(b[0]), rtol=2e-5*ROUGH, atol=0)
+    assert a[1][1] == b[1][1] and a[1][0] == pytest.approx(b[1][0], rel=1e-6*ROUGH)
+    torch.testing.assert_close(a[2], b[2], rtol=0, atol=1e-4*ROUGH) # a gradient near zero may have either sign, and AdamW steps by the sign
 
 def gradients(text, **kw):
     learn = learner(text, **kw)
@@ -178,12 +179,12 @@ def same_log(a, b):
     a, b = (read_jsonl(run/"log.jsonl") for run in (a, b))
     assert [(r["step"], set(r)) for r in a] == [(r["step"], set(r)) for r in b] and len(a) == 9
     for r, s in zip(a, b):
-        if "validation" in r: assert r["validation"] == pytest.approx(s["validation"], rel=1e-5)
-        else: assert all(r[k] == pytest.approx(s[k], rel=tol) for k, tol in dict(loss=1e-5, grad_norm=1e-4, lr=0, tokens=0).items()), (r, s)
+        if "validation" in r: assert r["validation"] == pytest.approx(s["validation"], rel=1e-5*ROUGH)
+        else: assert all(r[k] == pytest.approx(s[k], rel=tol*ROUGH) for k, tol in dict(loss=1e-5, grad_norm=1e-4, lr=0, tokens=0).items()), (r, s)
 
 def same_run(a, b):
     same_log(a, b)
-    torch.testing.assert_close(load_weights(a/"model.safetensors"), load_weights(b/"model.safetensors"), rtol=0, atol=1e-4)
+    torch.testing.assert_close(load_weights(a/"model.safetensors"), load_weights(b/"model.safetensors"), rtol=0, atol=1e-4*ROUGH)
     sa, sb = (read_jsonl(run/"samples.jsonl") for run in (a, b))
     assert [(r["step"], r["prompt"]) for r in sa] == [(r["step"], r["prompt"]) for r in sb] # their words hang on the last bits
     assert {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()} # one process writes: nothing twice, no leftovers
