@@ -183,6 +183,14 @@ def _spans(start, size=None, aligned=False):
     first = int(free[0])//size*size if aligned else int(free[0])
     return [(i, min(l, i + size)) for i in range(first, l, size) if start[:, i:i + size].any()]
 
+def _causal_policy(masked, sampler, block, cache):
+    "A causal model can only continue: whatever is free must be the end of its row"
+    if sampler not in ("ancestral", "left-to-right"): raise UserError(f"an autoregressive model samples left-to-right, not by '{sampler}'")
+    if (masked[:, :-1] & ~masked[:, 1:]).any(): raise UserError("an autoregressive model cannot infill: free positions must end the text")
+    if block is not None or cache: raise UserError("an autoregressive model takes neither blocks nor a cache: it keeps one of its own")
+    return LeftToRight()
+
+# %% ../nbs/10a_sampler.ipynb #2003
 def _predict(model, read, given, guidance, target, avoid, among, x, masked, want, kept, span):
     "Logits (n,V) at the wanted positions, guided and steered, and what to keep"
     asked = want if target is None else masked # a target sees all that is predicted
@@ -204,6 +212,7 @@ def _steer(logits, x, masked, asked, target):
         q = table.masked_scatter(asked[..., None], logits.softmax(-1)).requires_grad_()
         return logits + torch.autograd.grad(target(q).sum(), q)[0][asked]
 
+# %% ../nbs/10a_sampler.ipynb #2001
 def _hits(x, s):
     "Which tokens of the sequence `s` are in place, for each place where it could begin (b,places,len(s))"
     n = x.shape[1] - len(s) + 1
@@ -234,13 +243,6 @@ def _behind(x, start, stop):
     if stop is None: return torch.zeros_like(start)
     ends = start & (x == stop)
     return start & (ends.cumsum(1) - ends.long() > 0)
-
-def _causal_policy(masked, sampler, block, cache):
-    "A causal model can only continue: whatever is free must be the end of its row"
-    if sampler not in ("ancestral", "left-to-right"): raise UserError(f"an autoregressive model samples left-to-right, not by '{sampler}'")
-    if (masked[:, :-1] & ~masked[:, 1:]).any(): raise UserError("an autoregressive model cannot infill: free positions must end the text")
-    if block is not None or cache: raise UserError("an autoregressive model takes neither blocks nor a cache: it keeps one of its own")
-    return LeftToRight()
 
 # %% ../nbs/10a_sampler.ipynb #000d
 def sample(model, x, **kw):

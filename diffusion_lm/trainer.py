@@ -226,6 +226,7 @@ def _gradients(self:Learner, b):
     if kept: self.carried = tuple(torch.cat(z) for z in zip(*kept))
     return self.acc.reduce(loss, "mean")
 
+# %% ../nbs/14_trainer.ipynb #2003
 @patch
 def train_step(self:Learner):
     "One optimizer step on global batch number `self.step`; sets `loss`, `grad_norm` and `skipped`"
@@ -246,6 +247,7 @@ def train_step(self:Learner):
     for o in self.opts: o.zero_grad()
     self._count_skips()
 
+# %% ../nbs/14_trainer.ipynb #2001
 @patch
 def _count_skips(self:Learner):
     "Note a skipped step; raise `Diverged` when there are too many in a row"

@@ -47,6 +47,8 @@ def tree(*folders):
     return {str(p): hashlib.blake2b(p.read_bytes()).hexdigest() if p.is_file() and os.access(p, os.R_OK) else None
             for f in folders for p in sorted(Path(f).rglob("*"))}
 
+posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
 def losses(run): return [(r["step"], r.get("loss"), r.get("grad_norm"), r.get("validation")) for r in read_jsonl(run/"log.jsonl")]
 
 def same_run(a, b):

@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from conftest import run_dlm, same_run, start_dlm, tree
+from conftest import posix, run_dlm, same_run, start_dlm, tree
 from diffusion_lm.core import damage, rng
 from diffusion_lm.trainer import steps_of
-
-posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 @posix
 @pytest.mark.parametrize("times", [1, 2])

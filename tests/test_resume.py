@@ -1,9 +1,9 @@
 """A run that is stopped, interrupted or killed and then resumed is the run that was never interrupted; and what a finished run leaves."""
-import json, os, re, signal, time
+import json, re, signal, time
 
 import pytest
 
-from conftest import end_dlm, run_dlm, same_run, start_dlm
+from conftest import end_dlm, posix, run_dlm, same_run, start_dlm
 from diffusion_lm import cli
 from diffusion_lm.core import damage, read_jsonl
 from diffusion_lm.trainer import steps_of
@@ -51,7 +51,7 @@ def interrupt(home, name, sig, ready, tmp_path):
 
 def logged(step): return lambda run: (run/"log.jsonl").exists() and any(r["step"] >= step for r in read_jsonl(run/"log.jsonl"))
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@posix
 def test_interrupted(quick_home, tmp_path):
     "It finishes its step, saves, says how to go on"
     home, _ = quick_home
@@ -64,7 +64,7 @@ def test_interrupted(quick_home, tmp_path):
     assert status == 0, err
     same_run(home/"checkpoints"/"quick", run)
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@posix
 def test_killed(quick_home, tmp_path):
     "Nobody can catch SIGKILL: the run goes on from its last checkpoint, and steps after it are trained and logged again, once"
     home, _ = quick_home
