@@ -185,7 +185,7 @@ class Page(HTMLParser):
         if "id" in a and not self.inside("svg", "math"): self.ids[a["id"]] += 1
         if tag == "a" and "href" in a: self.links.append(a["href"])
         if tag == "img" and not any("output" in c for _, c in self.tags): self.images.append((a.get("src", ""), a.get("alt", "")))
-        if re.fullmatch("h[1-6]", tag): self.headings.append("")
+        if re.fullmatch("h[1-6]", tag): self.headings.append(["", any("cell" in c for _, c in self.tags)])
         self.cites |= {*a.get("data-cites", "").split()}
         if tag not in self.VOID: self.tags.append((tag, a.get("class", "").split()))
 
@@ -202,7 +202,7 @@ class Page(HTMLParser):
         del self.tags[at:]
 
     def handle_data(self, data):
-        if self.headings and self.inside("h1", "h2", "h3", "h4", "h5", "h6"): self.headings[-1] += data
+        if self.headings and self.inside("h1", "h2", "h3", "h4", "h5", "h6"): self.headings[-1][0] += data
         if self.inside("pre", "code"): self.code += data
         elif not self.inside("math", "script", "style"): self.text += data
 
@@ -215,8 +215,10 @@ def anchor(heading):
 
 def check_page(page):
     "What of a page's own markup was not read as it was meant."
-    for name, n in Counter(map(anchor, page.headings)).items():
-        if n > 1: yield f"{n} headings become #{name}: links reach the first only"
+    alike = {}
+    for text, of_cell in page.headings: alike.setdefault(anchor(text), []).append(text if of_cell else None)
+    for name, texts in alike.items():  # two symbols that differ in case cannot but share one
+        if len(texts) > 1 and (None in texts or len({*texts}) < len(texts)): yield f"{len(texts)} headings become #{name}: links reach the first only"
     for name, n in page.ids.items():
         if n > 1: yield f"the anchor #{name} is there {n} times"
     for tag in page.open: yield f"<{tag}> has no partner"
