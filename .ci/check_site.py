@@ -183,7 +183,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         a = {k: v or "" for k, v in attrs}
         if "id" in a and not self.inside("svg", "math"): self.ids[a["id"]] += 1
-        if tag == "a" and "href" in a: self.links.append(a["href"])
+        if tag == "a" and "href" in a: self.links.append((a["href"], any("cell" in c for _, c in self.tags)))
         if tag == "img" and not any("output" in c for _, c in self.tags): self.images.append((a.get("src", ""), a.get("alt", "")))
         if re.fullmatch("h[1-6]", tag): self.headings.append(["", any("cell" in c for _, c in self.tags)])
         self.cites |= {*a.get("data-cites", "").split()}
@@ -258,13 +258,15 @@ def render(nb):
 def check_links(path, pages):
     "Dead links and unexplained or missing pictures on the page of notebook `path`."
     outputs = {page_name(p): p for p in pages}
-    cfg = get_config()
+    cfg = get_config(cfg_name="settings.ini", path=ROOT)
     site = f"{cfg.doc_host}{cfg.doc_baseurl}/"
-    for href in pages[path].links:
+    for href, of_cell in pages[path].links:
         if href.startswith(site):  # nbdev's links of `symbols`
             to, _, symbol = href[len(site):].partition("#")
             if to not in outputs: yield f"dead link {href}"
             elif symbol and symbol not in pages[outputs[to]].ids: yield f"dead link {href}: that page shows no such symbol"
+            elif not of_cell and outputs[to] != path and symbol in pages[path].ids:
+                yield f"the text links {symbol} to {to}, though this page has one too: write it without backticks"
             continue
         if re.match(r"[a-z]+:", href): continue
         target, _, anchor = unquote(href).partition("#")

@@ -205,7 +205,7 @@ def _affine(h, scale=None, shift=0):
     return h if scale is None else h*(1 + scale) + shift
 
 class Block(nn.Module):
-    "Pre-norm transformer block; with `timed` it takes a condition (b,1,d)"
+    "Pre-norm transformer block; a timed one takes a condition (b,1,d)"
     def __init__(self, d, heads, dropout=0., timed=False, toward=None): # toward: see Attention
         super().__init__()
         self.norm1, self.attn, self.norm2, self.ff = RMSNorm(d), Attention(d, heads, toward), RMSNorm(d), SwiGLU(d)

@@ -83,9 +83,16 @@ def pages(**cells):
     said = [c for _, c in rendered.values() if c]
     return said + [w for n, p in made.items() for w in (*site.check_page(p), *site.check_links(n, made))]
 
-HOME = "https://diffusion-lm.github.io/diffusion_lm"
+def symbols(*names, id="a1"):
+    "What nbdev shows of symbols"
+    return code("#| echo: false\n#| output: asis\nshow_doc(f)", *({"output_type": "display_data", "data": {"text/markdown": f"### {n}"}} for n in names), id=id)
+
+config = site.get_config(cfg_name="settings.ini", path=ROOT)
+HOME = f"{config.doc_host}{config.doc_baseurl}"
 BAD_PAGES = [
-    ([md("# A\n\n## Chat\n"), md("### `Chat`")], "2 headings become #chat"),
+    ([md("# A\n\n## Chat\n"), symbols("Chat")], "2 headings become #chat"),
+    ([symbols("Chat"), symbols("Chat", id="a2")], "2 headings become #chat"),
+    ([md(f"See [`g`]({HOME}/b.html#g)."), symbols("g")], "though this page has one too"),
     ([md("## a1"), code("x = 1")], "the anchor #a1 is there 2 times"),
     ([code("x = 1"), code("x = 2")], "the anchor #a1 is there 2 times"),
     ([md("::: {.callout-note}\nOpen.")], "left on the page|unclosed|<div>"),
@@ -113,7 +120,8 @@ def test_a_good_page():
     "Nothing is said of links, formulas, footnotes, blocks and outputs as they should be"
     cells = [md(f"## One\n\nSee [`g`]({HOME}/b.html#g), [F](b.ipynb#f) and [two](#two).[^1]\n\n[^1]: A note with $x^2$."),
              md("## Two\n\n::: {.callout-note}\nDo.\n:::\n\n<details><summary>More</summary>\n\nText.\n\n</details>"),
-             code("#| fig-alt: 'a'\ndraw()", PNG, TEXT, html("<table><tr><td>1<td>2</table><br><svg><path d=''/></svg>"))]
+             code("#| fig-alt: 'a'\ndraw()", PNG, TEXT, html("<table><tr><td>1<td>2</table><br><svg><path d=''/></svg>")),
+             symbols("Entropy", "entropy", id="a2")]  # a class and a function cannot but share an anchor
     assert pages(a=cells, b=[md("## F"), md("### g")]) == []
 
 def test_options_are_no_part_of_the_page():
