@@ -1,5 +1,5 @@
 """The site check refuses what nbdev and Quarto refuse or drop without a word, and `make docs` leaves README.md alone."""
-import importlib.util, os, shutil, subprocess, sys
+import importlib.util, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,8 @@ BAD_PAGES = [
     ([md(f"See [[`f`]({HOME}/b.html)](b.ipynb).")], "is left on the page"),
     ([code("", {"output_type": "display_data", "data": {"text/markdown": f"```\nf (x: see [`g`]({HOME}/b.html#g))\n```"}})], "is left in code"),
     ([md("![](a.png)")], "has no alt text"),
+    ([md("![a line](a.png)")], "picture a.png does not exist"),
+    ([md("See [there](c.ipynb).")], "dead link c.ipynb"),
 ]
 
 @pytest.mark.parametrize("cells,what", BAD_PAGES, ids=[f"{i}-{w[:30]}" for i, (_, w) in enumerate(BAD_PAGES)])
@@ -137,6 +139,65 @@ def test_keys_of_the_configuration(old, new, what):
     text = (ROOT/"_quarto.yml").read_text()
     assert [*site.check_keys(text)] == [] and text.count(old) == 1
     assert any(what in w for w in site.check_keys(text.replace(old, new)))
+
+TITLE, FIGURE = md("# A page\n\n> What it promises"), "#| fig-alt: 'a line'\n"
+NOTEBOOKS = [
+    ([], "does not begin with `# Title`"), ([md("# A page")], "lacks its `> ` promise line"), ([md("# A page\n\n> What\n\nMore.")], "text in the title cell"),
+    ([code("#| default_exp a"), code("import a\nx = 1")], "cell 2 mixes imports"), ([code("1/0", {"output_type": "error", "ename": "E", "evalue": "no"})], "stored error: E: no"),
+    ([code("#| figalt: a\n1")], "cell 1 Quarto knows no option `figalt`"), ([code("print('old')", {**TEXT, "text": "new"})], "its output lacks"),
+    ([code("print(3)")], "cell 1 prints, and has no output"), ([code("x + 1")], "ends with a value"), ([code(FIGURE + "plt.show()")], "draws, and has no picture"),
+    ([code("def f(): pass", TEXT)], "only defines, and has an output")]
+
+@pytest.mark.parametrize("cells,what", NOTEBOOKS, ids=[w[:30] for _, w in NOTEBOOKS])
+def test_bad_notebooks(cells, what):
+    nb = {"cells": cells if "title" in what or "Title" in what or "promise" in what else [TITLE, *cells]}
+    assert any(what in w for check in (site.check_notebook, site.check_outputs) for w in check(nb))
+
+def test_a_good_notebook():
+    nb = {"cells": [TITLE, code("#| default_exp a"), code("import a"), code("print(f'{3} is three')", {**TEXT, "text": "3 is three"}), code(FIGURE + "plt.show()", PNG)]}
+    assert [*site.check_notebook(nb), *site.check_outputs(nb)] == []
+
+@pytest.fixture
+def small_site(tmp_path, monkeypatch):
+    "A made-up site of one page, which nbdev has processed"
+    (tmp_path/"nbs").mkdir()
+    (tmp_path/"_quarto.yml").write_text("website: {sidebar: {contents: [{section: One, contents: [00_a.ipynb]}]}}")
+    (tmp_path/"nbs/_quarto.yml").symlink_to("../_quarto.yml")
+    (tmp_path/"nbs/00_a.ipynb").write_text(json.dumps({"cells": [TITLE, md("Text")]}))
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    monkeypatch.setattr(site, "NBS", tmp_path/"nbs")
+    monkeypatch.setattr(site, "proc_nbs", lambda **kw: tmp_path/"nbs")
+    return tmp_path
+
+def config_of(root, nbs): return [w for _, w in site.check_config({n: {} for n in nbs})]
+
+def test_the_sidebar(small_site):
+    assert config_of(small_site, ["00_a.ipynb"]) == []
+    assert config_of(small_site, []) == ["the sidebar names 00_a.ipynb, which does not exist"]
+    assert config_of(small_site, ["00_a.ipynb", "b.ipynb"]) == ["is not in the sidebar of _quarto.yml"]
+    assert "another notebook also becomes a.html" in config_of(small_site, ["00_a.ipynb", "01_a.ipynb"])
+    (small_site/"_quarto.yml").write_text("websites: {}\nwebsite: {sidebar: [00_a.ipynb, 00_a.ipynb]}")
+    assert config_of(small_site, ["00_a.ipynb"]) == ["Quarto knows no `websites`", "the sidebar names 00_a.ipynb twice"]
+    (small_site/"nbs/_quarto.yml").unlink()
+    assert "is not a symbolic link to ../_quarto.yml" in config_of(small_site, ["00_a.ipynb"])
+
+def test_pages_are_rendered(small_site, monkeypatch):
+    assert [*site.check_pages({"00_a.ipynb": {}})] == []
+    (small_site/"nbs/00_a.ipynb").write_text(json.dumps({"cells": [md("[a](#b)[^1]\n\n[^1]: one\n\n[^2]: two\n\n@c")]}))
+    said = [what for _, what in site.check_pages({"00_a.ipynb": {}})]
+    for what in ("dead link #b", "@c is read", "pandoc: "): assert any(w.startswith(what) for w in said), said
+    def broken(**kw): raise ValueError("no")
+    monkeypatch.setattr(site, "proc_nbs", broken)
+    assert [*site.check_pages({})] == [("nbs", "nbdev could not process the notebooks: no")]
+
+def test_files(small_site):
+    "Paths of one machine, and files that are too large"
+    home = "/".join(["", "home", "me", "x"])
+    for text, what in (("fine", []), (f"see {home}", [f"names a path of one machine: {home}"]), ("a"*(10**6 + 1), ["1.00 MB: more than 1"])):
+        (small_site/"a.txt").write_text(text)
+        assert [*site.check_file("a.txt")] == what
+    (small_site/"a.ipynb").write_text(json.dumps({"cells": [code("x", {**TEXT, "text": ["in " + "/".join(["", "tmp", "y"])]})]}))
+    assert [*site.check_file("a.ipynb")] == ["names a path of one machine: " + "/".join(["", "tmp", "y"])]
 
 def docs(tmp, nbdev_docs, quarto=True):
     "What `make docs` leaves of README.md, with programs that only seem to build: (status, README.md)"
