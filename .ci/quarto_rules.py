@@ -87,6 +87,7 @@ def check_options(text):
         line = text.splitlines()[e.problem_mark.line] if getattr(e, "problem_mark", None) else text
         yield f"`#| {short(line)}` is not YAML ({e.problem or 'unreadable'}): quote the value"
         return
+    if found is None: return  # indented lines alone
     keys = [k.value for k, _ in node.value]
     for k in sorted({k for k in keys if keys.count(k) > 1}): yield f"the option `{k}` stands there twice"
     for k in sorted({str(k) for k in found} - OPTIONS): yield f"Quarto knows no option `{k}` of a cell"
