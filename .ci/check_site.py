@@ -260,12 +260,13 @@ def check_links(path, pages):
     outputs = {page_name(p): p for p in pages}
     cfg = get_config(cfg_name="settings.ini", path=ROOT)
     site = f"{cfg.doc_host}{cfg.doc_baseurl}/"
+    own = {anchor(text) for text, of_cell in pages[path].headings if of_cell}  # the symbols of this page
     for href, of_cell in pages[path].links:
         if href.startswith(site):  # nbdev's links of `symbols`
             to, _, symbol = href[len(site):].partition("#")
             if to not in outputs: yield f"dead link {href}"
             elif symbol and symbol not in pages[outputs[to]].ids: yield f"dead link {href}: that page shows no such symbol"
-            elif not of_cell and outputs[to] != path and symbol in pages[path].ids:
+            elif not of_cell and outputs[to] != path and symbol in own:
                 yield f"the text links {symbol} to {to}, though this page has one too: write it without backticks"
             continue
         if re.match(r"[a-z]+:", href): continue

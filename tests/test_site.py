@@ -121,7 +121,7 @@ def test_bad_pages(cells, what):
 def test_a_good_page():
     "Nothing is said of links, formulas, footnotes, blocks and outputs as they should be"
     cells = [md(f"## One\n\nSee [`g`]({HOME}/b.html#g), [F](b.ipynb#f) and [two](#two).[^1]\n\n[^1]: A note with $x^2$."),
-             md("## Two\n\n::: {.callout-note}\nDo.\n:::\n\n<details><summary>More</summary>\n\nText.\n\n</details>"),
+             md("## G\n\nIs no symbol."), md("## Two\n\n::: {.callout-note}\nDo.\n:::\n\n<details><summary>More</summary>\n\nText.\n\n</details>"),
              code("#| fig-alt: 'a'\ndraw()", PNG, TEXT, html("<table><tr><td>1<td>2</table><br><svg><path d=''/></svg>")),
              symbols("Entropy", "entropy", id="a2")]  # a class and a function cannot but share an anchor
     assert pages(a=cells, b=[md("## F"), md("### g")]) == []
