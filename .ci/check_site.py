@@ -270,11 +270,11 @@ def check_links(path, pages):
                 yield f"the text links {symbol} to {to}, though this page has one too: write it without backticks"
             continue
         if re.match(r"[a-z]+:", href): continue
-        target, _, anchor = unquote(href).partition("#")
+        target, _, heading = unquote(href).partition("#")
         file = os.path.normpath(PurePosixPath(path).parent/target) if target else path
         page = file if file in pages else outputs.get(file)
         if page is None and (file.startswith("..") or not (NBS/file).is_file()): yield f"dead link {href}"
-        elif anchor and page and anchor not in pages[page].ids: yield f"dead link {href}: no such heading"
+        elif heading and page and heading not in pages[page].ids: yield f"dead link {href}: no such heading"
     for src, alt in pages[path].images:
         if not alt.strip(): yield f"picture {src[:60]} has no alt text"
         if not re.match(r"[a-z]+:", src) and not (NBS/PurePosixPath(path).parent/unquote(src)).is_file(): yield f"picture {src} does not exist"
