@@ -153,6 +153,9 @@ def check_markdown(cell):
     text = prose(source(cell))
     for name in re.findall(r"\.callout-(\w+)", text):
         if name not in CALLOUTS: yield f"Quarto knows no callout-{name}"
+    if re.search(r"^---[ \t]*\n(?![ \t]*\n).*?^(---|\.\.\.)[ \t]*$", text, re.M | re.S):
+        yield "has lines between `---`, which are read as metadata and not shown: leave a blank line after the rule"
+    if text.count("<!--") != text.count("-->"): yield "has a comment `<!--` without its end"
     if re.search(r"\\\(.+?\\\)|^\s*\\\[", text, re.M): yield "has \\(…\\) or \\[…\\]: write formulas as $…$ or $$…$$"
 
 

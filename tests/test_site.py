@@ -49,6 +49,8 @@ REFUSED = [  # a cell, and what the check says of it
     (code("show()", {**TEXT, "text": "{{< meta title >}}"}), "takes for a shortcode"),
     (md("{{< include a.md >}}"), "takes for a shortcode"),
     (md("## To do -"), "off the page"),
+    (md("Text.\n\n---\nnote: lost\n---\n\nMore."), "are read as metadata"),
+    (md("Text. <!-- to do\n\nMore."), "without its end"),
     (md("::: {.callout-hint}\nDo.\n:::"), "no callout-hint"),
     (md(r"The loss \(x^2\) falls."), "write formulas as"),
     (md("So\n\\[\nx^2\n\\]"), "write formulas as"),
@@ -66,6 +68,7 @@ ALLOWED = [
     code("show()", html("<img src='a.png' alt='a line'>")), code("#| echo: false\nshow()", html("<b>b</b>")),
     code("%time x = 1"), code("x = '#| hide'"), code("# | a | table |\n"[2:]), code("x = 7 % 4"),
     md("::: {.callout-note}\nDo.\n:::"), md("A regular expression: `\\(a\\)`.\n\n```\n\\(x\\)\n```"), md(r"A hole is written \[MASK\]."), md("Well -"),
+    md("One\n\n---\n\nTwo\n\n---\n\nThree <!-- to do -->"), md("| a | b |\n|---|---|\n| 1 | 2 |"),
 ]
 
 @pytest.mark.parametrize("cell", ALLOWED, ids=[c["source"][:30] for c in ALLOWED])
