@@ -75,13 +75,13 @@ def _x_transformers():
 class XTransformer(nn.Module):
     "x-transformers' network behind the interface of our models"
     causal, block = False, None
-    def __init__(self, config, vocab_size, specials): # as for `BaselineDreamModel`
+    def __init__(self, config, vocab_size, specials, **more): # as for `BaselineDreamModel`; more: further options of its Encoder
         super().__init__()
         x, c = _x_transformers(), config.resolve()
         self.config, self.vocab_size, self.specials = c, vocab_size, tuple(specials)
         self.pad, self.mask, self.bos = self.specials[:3]
         layers = x.Encoder(dim=c.width, depth=c.layers, heads=c.heads, attn_dim_head=c.width//c.heads, attn_flash=True, rotary_pos_emb=True, verbose=False,
-                           use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=8/3, attn_dropout=c.dropout, ff_dropout=c.dropout)
+                           use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=8/3, attn_dropout=c.dropout, ff_dropout=c.dropout, **more)
         self.net = x.TransformerWrapper(num_tokens=vocab_size, max_seq_len=c.length, use_abs_pos_emb=False, tie_embedding=True, attn_layers=layers)
         self.register_buffer("never", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.never[list(self.specials[:3])] = True
