@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'STATED_FOR', 'SAVINGS', 'clock', 'interleaved', 'matmul_peak', 'train_flops', 'XTransformer', 'XObjective',
-           'FixedBatch', 'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'bench_train',
+           'FixedBatch', 'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'met', 'bench_train',
            'bench_table', 'verdicts', 'timed', 'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'bench_memory',
            'memory_table']
 
@@ -191,6 +191,10 @@ def spread(values):
     "Median and range"
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
 
+def met(v, target): # what `spread` returns
+    "True or False where all rounds agree on which side of the target they are, None where they do not"
+    return None if v.get("value") is None or v["low"] < target <= v["high"] else v["low"] >= target
+
 def _load(): return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 def _entry(c, ours, peaks, memory):
@@ -210,7 +214,7 @@ def _targets(runners, peaks):
              "speedup": {} if best is None else spread([t/o for o, t in zip(ours.wall, best.wall)]) | {"dtype": str(ours.dtype)[6:], "peer_dtype": str(best.dtype)[6:]}}
     for k, (target, aim) in TARGETS.items():
         v = found[k].get("value")
-        found[k] = {"value": v, **found[k], "target": target, "aim": aim, "met": None if v is None else v >= target, "aim_met": None if v is None else v >= aim}
+        found[k] = {"value": v, **found[k], "target": target, "aim": aim, "met": met(found[k], target), "aim_met": met(found[k], aim)}
     return found
 
 # %% ../nbs/20a_bench.ipynb #001d
@@ -253,11 +257,11 @@ def bench_table(r): # what `bench_train` returns
 
 def verdicts(r):
     "A line for each target that was measured"
-    out, met = [], ["missed", "met"]
+    out, says = [], {True: "met", False: "missed", None: "open"}
     for k, what in (("mfu", "MFU {:.2f} of the measured peak in {dtype}"), ("speedup", "{:.2f}× the tokens/s of x-transformers in {peer_dtype}")):
         v = r["targets"][k]
         if v["value"] is None: continue
-        out.append(f"{what.format(v['value'], **v)} ({v['low']:.2f} – {v['high']:.2f}): target {v['target']:.2f} {met[v['met']]}, aim {v['aim']:.2f} {met[v['aim_met']]}")
+        out.append(f"{what.format(v['value'], **v)} ({v['low']:.2f} – {v['high']:.2f}): target {v['target']:.2f} {says[met(v, v['target'])]}, aim {v['aim']:.2f} {says[met(v, v['aim'])]}")
     return out + [f"(these targets are stated for {STATED_FOR})"]*(not r["targets"]["applies"])
 
 # %% ../nbs/20a_bench.ipynb #0025

@@ -35,6 +35,7 @@ class Estimate:
     def __str__(self):
         mark = "≤ " if self.kind == "bound" else ""
         by = f"{self.by}, n={self.n}" if self.seeds == 1 else f"seed and {self.by}, n={self.seeds} and {self.n}"
+        if self.low is None: return f"{mark}{self.value:.3f} {self.unit} (no interval: by {by}, nothing differs)"
         return f"{mark}{self.value:.3f} {self.unit} [{self.low:.3f}, {self.high:.3f}] (95 % by {by})"
 
 # %% ../nbs/11_metrics.ipynb #3b02
