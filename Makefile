@@ -42,8 +42,7 @@ readme: .venv/.installed-dev ## Write README.md from nbs/index.ipynb, and nbs/ll
 	$(BIN)/python .ci/llms.py
 
 docs: .venv/.installed-dev ## Build the site into _docs (needs Quarto)
-	@command -v quarto >/dev/null || { echo "Quarto is not installed: get it from https://quarto.org/docs/get-started/ and run make docs again"; exit 1; }
-	$(BIN)/nbdev_docs
+	$(BIN)/python .ci/docs.py
 
 clean: ## Remove what tests and builds leave behind; keeps .venv, data and checkpoints
 	rm -rf _proc _docs _site .quarto build dist *.egg-info .pytest_cache .hypothesis .coverage

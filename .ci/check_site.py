@@ -1,8 +1,9 @@
 """Check the site and the repository's housekeeping without Quarto, which is on no package registry.
 
-nbdev processes the notebooks just as nbdev_docs does, then pandoc renders each page and the links of the
-result are followed. Besides, this reads what Quarto would not mind: stored errors, outputs that are missing or
-older than their code, pictures without a text, paths of somebody's machine, heavy files. Every problem is one line, `file: what is wrong`.
+Each cell is read with the rules of nbdev and Quarto (quarto_rules.py). Then nbdev processes the notebooks just as
+nbdev_docs does, pandoc renders each page, and its links, anchors and leftover markup are followed up. Besides, this
+reads what Quarto would not mind: stored errors, outputs that are missing or older than their code, paths of
+somebody's machine, heavy files. Every problem is one line, `file: what is wrong`.
 """
 import ast, json, os, re, subprocess, sys
 from collections import Counter
@@ -16,7 +17,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import _nbpath2html, nbglob
 from nbdev.serve import proc_nbs
 
-import llms
+import llms, quarto_rules
 from check_export import ROOT, listed_files
 
 NBS = ROOT/"nbs"
@@ -32,7 +33,7 @@ def notebooks():
     return {p.relative_to(NBS).as_posix(): json.loads(p.read_text(encoding="utf-8")) for p in sorted(nbglob(NBS, as_path=True))}
 
 
-def source(cell): return "".join(cell["source"])
+source = quarto_rules.source
 
 
 def strings(o):
@@ -42,11 +43,56 @@ def strings(o):
     elif isinstance(o, dict): yield from (s for v in o.values() for s in strings(v))
 
 
+# Keys of _quarto.yml, as Quarto 1.7 has them: of `project` and `website` it refuses others, of `html` it ignores them.
+KEYS = {
+    "": "project metadata-files execute format website bibliography",
+    "project": "type title render resources output-dir execute-dir lib-dir preview pre-render post-render",
+    "execute": "enabled echo eval output warning error include cache freeze daemon",
+    "website": "title description favicon site-url site-path repo-url repo-branch repo-subdir repo-actions issue-url reader-mode search "
+               "navbar sidebar page-navigation back-to-top-navigation bread-crumbs page-footer body-header body-footer margin-header "
+               "margin-footer announcement image image-alt open-graph twitter-card other-links code-links drafts draft-mode",
+    "website.navbar": "title logo logo-alt logo-href background foreground search pinned collapse collapse-below left right "
+                      "toggle-position tools tools-collapse",
+    "website.sidebar": "id title logo logo-alt logo-href search tools contents style background foreground border alignment "
+                       "collapse-level pinned header footer",
+    "format": "html",
+    "format.html": "theme css toc toc-depth toc-location toc-title toc-expand code-fold code-overflow code-copy code-line-numbers "
+                   "code-summary code-tools highlight-style respect-user-color-scheme grid html-math-method smooth-scroll anchor-sections "
+                   "include-in-header include-before-body include-after-body link-external-icon link-external-newwindow page-layout "
+                   "max-width fontsize linestretch lightbox fig-cap-location fig-align fig-responsive",
+}
+
+
+def twice(node, path=""):
+    "The keys of a YAML text that stand there twice, which Quarto refuses and PyYAML does not."
+    if isinstance(node, yaml.SequenceNode): yield from (k for n in node.value for k in twice(n, path))
+    if not isinstance(node, yaml.MappingNode): return
+    for k, n in Counter(k.value for k, _ in node.value).items():
+        if n > 1: yield f"{path}{k}"
+    for k, v in node.value: yield from twice(v, f"{path}{k.value}.")
+
+
+def check_keys(text, here=NBS):
+    "Keys that Quarto does not know, and files that are not there."
+    config = yaml.safe_load(text)
+    for k in twice(yaml.compose(text)): yield f"`{k}` stands there twice"
+    for part, known in KEYS.items():
+        values = config
+        for name in filter(None, part.split(".")): values = values.get(name) if isinstance(values, dict) else None
+        for k in sorted((values if isinstance(values, dict) else {}).keys() - {*known.split()}):
+            yield f"Quarto knows no `{k}`" + (f" in `{part}`" if part else "")
+    css = config.get("format", {}).get("html", {}).get("css", [])
+    for f in [*config.get("project", {}).get("resources", []), *([css] if isinstance(css, str) else css)]:
+        if not (here/f).exists(): yield f"names {f}, which does not exist"
+
+
 def check_config(nbs):
-    "The link to _quarto.yml, the sidebar, and page names."
+    "The link to _quarto.yml, its keys, the sidebar, and page names."
     link = NBS/"_quarto.yml"
     if not link.is_symlink() or link.resolve() != ROOT/"_quarto.yml":
         yield "nbs/_quarto.yml", "is not a symbolic link to ../_quarto.yml"
+
+    yield from (("_quarto.yml", what) for what in check_keys((ROOT/"_quarto.yml").read_text(encoding="utf-8")))
 
     def hrefs(o):
         if not o: return []
@@ -72,7 +118,7 @@ def mixes_imports(cell):
 
 
 def check_notebook(nb):
-    "Title, imports apart, no stored errors."
+    "Title, imports apart, no stored errors, cells that nbdev and Quarto read as they are meant."
     first = nb["cells"][0] if nb["cells"] else {"cell_type": "none", "source": ""}
     lines = [l for l in source(first).splitlines() if l.strip()]
     if first["cell_type"] != "markdown" or not lines or not re.match(r"# \S", lines[0]):
@@ -80,6 +126,8 @@ def check_notebook(nb):
     elif len(lines) < 2 or not re.match(r"> \S", lines[1]): yield "the title lacks its `> ` promise line"
     elif len(lines) > 2: yield "text in the title cell besides `# Title` and one `> ` line: nbdev drops it from the page"
     exports = any("#| default_exp" in source(c) for c in nb["cells"])  # pages without exports are not run
+    flags = get_config(cfg_name="settings.ini", path=ROOT).tst_flags.split()
+    for i, c in enumerate(nb["cells"]): yield from (f"cell {i} {what}" for what in quarto_rules.check_cell(c, flags))
     for i, c in enumerate(nb["cells"]):
         if exports and mixes_imports(c): yield f"cell {i} mixes imports with other code: give them a cell of their own"
         for o in c.get("outputs", []):
@@ -119,21 +167,64 @@ def check_outputs(nb):
 
 
 class Page(HTMLParser):
-    "The anchors of a rendered page, and the links and pictures that its author wrote."
+    "What a rendered page has: anchors, headings, links, pictures, citations, text outside code, code, and tags left open."
+    VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+    OPTIONAL = {"p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "option", "colgroup"}  # may stay open
+
     def __init__(self, html):
         super().__init__()
-        self.ids, self.links, self.images, self.divs = set(), [], [], []
+        self.ids, self.headings, self.links, self.images, self.cites, self.open, self.tags = Counter(), [], [], [], set(), [], []
+        self.text, self.code = "", ""
         self.feed(html)
+        self.open += [t for t, _ in self.tags if t not in self.OPTIONAL]
+
+    def inside(self, *tags): return any(t in tags for t, _ in self.tags)
 
     def handle_starttag(self, tag, attrs):
         a = {k: v or "" for k, v in attrs}
-        if "id" in a: self.ids.add(a["id"])
-        if tag == "div": self.divs.append("output" in a.get("class", "").split())
+        if "id" in a and not self.inside("svg", "math"): self.ids[a["id"]] += 1
         if tag == "a" and "href" in a: self.links.append(a["href"])
-        if tag == "img" and not any(self.divs): self.images.append((a.get("src", ""), a.get("alt", "")))
+        if tag == "img" and not any("output" in c for _, c in self.tags): self.images.append((a.get("src", ""), a.get("alt", "")))
+        if re.fullmatch("h[1-6]", tag): self.headings.append(["", any("cell" in c for _, c in self.tags)])
+        self.cites |= {*a.get("data-cites", "").split()}
+        if tag not in self.VOID: self.tags.append((tag, a.get("class", "").split()))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID: self.tags.pop()
 
     def handle_endtag(self, tag):
-        if tag == "div" and self.divs: self.divs.pop()
+        at = next((i for i in reversed(range(len(self.tags))) if self.tags[i][0] == tag), None)
+        if at is None:
+            if tag not in self.VOID: self.open.append("/" + tag)
+            return
+        self.open += [t for t, _ in self.tags[at + 1:] if t not in self.OPTIONAL]
+        del self.tags[at:]
+
+    def handle_data(self, data):
+        if self.headings and self.inside("h1", "h2", "h3", "h4", "h5", "h6"): self.headings[-1][0] += data
+        if self.inside("pre", "code"): self.code += data
+        elif not self.inside("math", "script", "style"): self.text += data
+
+
+def anchor(heading):
+    "The anchor that pandoc gives to a heading, if no other has it."
+    text = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", heading.strip().lower()))
+    return re.sub(r"^[^a-z]+", "", text)
+
+
+def check_page(page):
+    "What of a page's own markup was not read as it was meant."
+    alike = {}
+    for text, of_cell in page.headings: alike.setdefault(anchor(text), []).append(text if of_cell else None)
+    for name, texts in alike.items():  # two symbols that differ in case cannot but share one
+        if len(texts) > 1 and (None in texts or len({*texts}) < len(texts)): yield f"{len(texts)} headings become #{name}: links reach the first only"
+    for name, n in page.ids.items():
+        if n > 1: yield f"the anchor #{name} is there {n} times"
+    for tag in page.open: yield f"<{tag}> has no partner"
+    for key in sorted(page.cites): yield f"@{key} is read as a citation or a reference, which this site has none of: put it in backticks"
+    for what in sorted({*re.findall(r"\[\^[^\]\s]+\]|^:::+.*$|\]\([^)\s]+\)", page.text, re.M)}): yield f"`{what.strip()}` is left on the page as it is"
+    for what in sorted({*re.findall(r"\[`[^`]+`\]\(http[^)\s]+\)", page.code)}): yield f"`{what}` is left in code as it is: no backticks in the comments of parameters"
 
 
 def page_name(path): return _nbpath2html(PurePosixPath(path)).as_posix()
@@ -144,17 +235,21 @@ def as_markdown(nb):
     def fence(text, kind=""): return f"~~~~~~~~{kind}\n{text}\n~~~~~~~~"
     for c in nb["cells"]:
         if c["cell_type"] == "markdown": yield source(c)
-        if c["cell_type"] == "code": yield fence(source(c), "python")
+        if c["cell_type"] != "code": continue
+        opts = quarto_rules.options(c)
+        yield f"::::::::::{{#{c['id']} .cell}}" if c.get("id") else "::::::::::{.cell}"
+        if opts.get("echo") is not False: yield fence("\n".join(quarto_rules.partition(source(c))[1]), "python")
         for o in c.get("outputs", []):
             data = {k: "".join(v) for k, v in o.get("data", {"text/plain": o.get("text", "")}).items() if k.startswith("text/")}
             if "text/html" in data: shown = fence(data["text/html"], "{=html}")
             else: shown = data.get("text/markdown") or fence(data.get("text/plain", ""))
             yield f"::::::::{{.output}}\n{shown}\n::::::::"
+        yield "::::::::::"
 
 
-def render(path):
+def render(nb):
     "A processed notebook as HTML, and pandoc's complaints."
-    text = "\n\n".join(as_markdown(json.loads(path.read_text(encoding="utf-8"))))
+    text = "\n\n".join(as_markdown(nb))
     run = subprocess.run([pypandoc.get_pandoc_path(), "-f", "markdown", "-t", "html", "--mathml"],
                          input=text, capture_output=True, text=True, encoding="utf-8")
     return run.stdout, " ".join(run.stderr.split())[:300]  # a warning counts, but still leaves a page to check
@@ -166,8 +261,10 @@ def check_links(path, pages):
     cfg = get_config()
     site = f"{cfg.doc_host}{cfg.doc_baseurl}/"
     for href in pages[path].links:
-        if href.startswith(site):  # nbdev's links of `symbols`: not each has an anchor of its own
-            if href[len(site):].split("#")[0] not in outputs: yield f"dead link {href}"
+        if href.startswith(site):  # nbdev's links of `symbols`
+            to, _, symbol = href[len(site):].partition("#")
+            if to not in outputs: yield f"dead link {href}"
+            elif symbol and symbol not in pages[outputs[to]].ids: yield f"dead link {href}: that page shows no such symbol"
             continue
         if re.match(r"[a-z]+:", href): continue
         target, _, anchor = unquote(href).partition("#")
@@ -187,11 +284,11 @@ def check_pages(nbs):
         yield "nbs", f"nbdev could not process the notebooks: {' '.join(str(e).split())}"
         return
     pages = {}
-    with ThreadPoolExecutor(2) as pool: rendered = [*pool.map(lambda p: render(proc/p), nbs)]
+    with ThreadPoolExecutor(2) as pool: rendered = [*pool.map(lambda p: render(json.loads((proc/p).read_text(encoding="utf-8"))), nbs)]
     for p, (html, complaint) in zip(nbs, rendered):
         if complaint: yield f"nbs/{p}", f"pandoc: {complaint}"
         pages[p] = Page(html)
-    for p in pages: yield from ((f"nbs/{p}", what) for what in check_links(p, pages))
+    for p in pages: yield from ((f"nbs/{p}", what) for what in (*check_page(pages[p]), *check_links(p, pages)))
 
 
 def check_file(path):

@@ -56,7 +56,7 @@ def matmul_peak(device, dtype, sizes=(), # sides of the square matrices; what su
     return best
 
 # %% ../nbs/20a_bench.ipynb #000a
-def train_flops(model,   # a `BaselineDreamModel` or an `XTransformer`, without time conditioning
+def train_flops(model,   # a BaselineDreamModel or an XTransformer, without time conditioning
                 tokens,  # in the batch
                 masked,  # how many of them are projected onto the vocabulary
                 length): # of a sequence
@@ -75,7 +75,7 @@ def _x_transformers():
 class XTransformer(nn.Module):
     "x-transformers' network behind the interface of our models"
     causal, block = False, None
-    def __init__(self, config, vocab_size, specials, **more): # as for `BaselineDreamModel`; more: further options of its Encoder
+    def __init__(self, config, vocab_size, specials, **more): # as for BaselineDreamModel; more: further options of its Encoder
         super().__init__()
         x, c = _x_transformers(), config.resolve()
         self.config, self.vocab_size, self.specials = c, vocab_size, tuple(specials)
@@ -107,7 +107,7 @@ class XObjective(nn.Module):
 # %% ../nbs/20a_bench.ipynb #0015
 class FixedBatch:
     "A loader whose every batch is the same random tokens; `masked` of them are to be guessed"
-    def __init__(self, config, vocab, size): # a resolved `ModelConfig`, size of the vocabulary, sequences
+    def __init__(self, config, vocab, size): # a resolved ModelConfig, size of the vocabulary, sequences
         g, self.batch_size, self.length = torch.Generator().manual_seed(0), size, config.length
         x, t = torch.randint(5, vocab, (size, config.length), generator=g), (torch.arange(size)[:, None] + .5)/size
         self.b, self.masked = Batch(x, t, torch.rand(x.shape, generator=g)), int((t*config.length).ceil().sum())
@@ -115,7 +115,7 @@ class FixedBatch:
 
 class Contestant:
     "Something that takes training steps on one batch"
-    def __init__(self, name, objective, optimizer, # adamw or muon, as in `TrainConfig`
+    def __init__(self, name, objective, optimizer, # adamw or muon, as in TrainConfig
                  batch,                            # (x, t, u), as from a loader
                  dtype, masked,                    # positions projected onto the vocabulary
                  lr=1e-4, clip=1.):
@@ -145,7 +145,7 @@ def _line_up(config, vocab, size, device, dtype, compile, peer, all_dtypes):
     makers = [lambda: ours("adamw"), lambda: ours("muon")] + [lambda: ours("adamw", True)]*compile
     return makers + [lambda dt=dt: theirs(dt) for dt in (torch.float32, torch.bfloat16) if peer and (dt == torch.float32 or all_dtypes or has_bf16(device))]
 
-def contestants(config, vocab=8192, batch=16,       # `ModelConfig`, size of the vocabulary, sequences
+def contestants(config, vocab=8192, batch=16,       # ModelConfig, size of the vocabulary, sequences
                 device=torch.device("cpu"), dtype=torch.float32,
                 compile=False, peer=True, all_dtypes=False): # compiled blocks too? x-transformers? it in bfloat16 where that is emulated?
     "Contestants that have warmed up, ours with AdamW first; and notes on those that are missing"
@@ -218,8 +218,8 @@ def _targets(runners, peaks):
     return found
 
 # %% ../nbs/20a_bench.ipynb #001d
-def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (preset small if not given), vocabulary, sequences, turns of each contestant
-                device="auto", dtype="auto", compile=False, peer=True, all_dtypes=False, sizes=(), # as for `contestants` and `matmul_peak`
+def bench_train(config=None, vocab=8192, batch=16, rounds=7, # ModelConfig (preset small if not given), vocabulary, sequences, turns of each contestant
+                device="auto", dtype="auto", compile=False, peer=True, all_dtypes=False, sizes=(), # as for contestants and matmul_peak
                 memory=True, say=lambda s: None):            # peak memory too? told how far it is
     "Measure training steps side by side; a dict that fits into JSON"
     c, device = (config or ModelConfig("small")).resolve(), pick_device(device)
@@ -246,7 +246,7 @@ def bench_train(config=None, vocab=8192, batch=16, rounds=7, # `ModelConfig` (pr
             "process_peak_memory": peak_memory(device), "notes": notes}
 
 # %% ../nbs/20a_bench.ipynb #0022
-def bench_table(r): # what `bench_train` returns
+def bench_table(r): # what bench_train returns
     "The contestants as lines of Markdown"
     lines = ["| training step | dtype | optimizer | ms | CPU ms | tokens/s | GFLOP/s | MFU | memory, MB | speed, ours = 1 |", "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     for c in r["contestants"]:
@@ -302,7 +302,7 @@ class Stopwatch(Callback):
 
 # %% ../nbs/20a_bench.ipynb #0029
 def overhead(minutes=1., # how long to train
-             cfg=None):  # a `RunConfig`; the default one if not given
+             cfg=None):  # a RunConfig; the default one if not given
     "Where the wall time of a training loop goes, with the default callbacks"
     from diffusion_lm.run import RunConfig, train
     cfg, watch = cfg or RunConfig(), Stopwatch()
@@ -312,7 +312,7 @@ def overhead(minutes=1., # how long to train
     return {"machine": describe_machine(learn.device), "device": str(learn.device), "dtype": str(learn.dtype)[6:], "model": repr(learn.model), "steps": learn.step,
             "seconds": watch.wall, "tokens_per_second": learn.step*learn.loader.batch_size*learn.loader.length/watch.wall, "parts": watch.parts(), "load": _load()}
 
-def overhead_table(r): # what `overhead` returns
+def overhead_table(r): # what overhead returns
     "The parts as lines of Markdown"
     lines = ["| part | calls | seconds | longest call | share |", "|---|---:|---:|---:|---:|"]
     show = lambda v, f: "–" if v is None else format(v, f)
@@ -350,7 +350,7 @@ def bench_memory(config=None, vocab=8192, batch=16, device="auto", say=lambda s:
         rows.append({"name": name, **r, "memory_ratio": r["working"]/base["working"], "seconds_ratio": r["seconds"]/base["seconds"]})
     return {"machine": describe_machine(device), "device": str(device), "vocab": vocab, "batch": batch, "width": c.width, "layers": c.layers, "length": c.length, "rows": rows, "load": _load()}
 
-def memory_table(r): # what `bench_memory` returns
+def memory_table(r): # what bench_memory returns
     "As lines of Markdown"
     lines = ["| step | seconds | × plain | memory beyond model and optimizer | × plain |", "|---|---:|---:|---:|---:|"]
     return lines + [f"| {p['name']} | {p['seconds']:.2f} | {p['seconds_ratio']:.2f} | {p['working']/1e6:,.0f} MB | {p['memory_ratio']:.2f} |" for p in r["rows"]]

@@ -136,7 +136,7 @@ def _versions(*names):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[k] = importlib.metadata.version(k)
     return out
 
-def bench_device(folder, provider="cpu", threads=0, steps=64, n=5, say=lambda s: None): # as for `measure`
+def bench_device(folder, provider="cpu", threads=0, steps=64, n=5, say=lambda s: None): # as for measure
     "Measure every precision of an export; a dict that fits into JSON"
     info, rows, notes = read_export(folder), [], []
     for p in info["files"]:
@@ -150,7 +150,7 @@ def bench_device(folder, provider="cpu", threads=0, steps=64, n=5, say=lambda s:
             "length": info["length"], **board(), "machine": platform.machine(), "cores": os.cpu_count(), "threads": threads or os.cpu_count(), "provider": provider, "versions": _versions("numpy", "onnxruntime", "onnxruntime-gpu"),
             "steps": steps, "n": n, "rows": rows, "notes": notes}
 
-def device_lines(r): # what `bench_device` returns
+def device_lines(r): # what bench_device returns
     "Its rows as lines of Markdown"
     mb = lambda v: "–" if v is None else f"{v/1e6:,.0f}"
     lines = ["| precision | batch | step, ms | passage, s | evaluations | tokens/s | watts | memory, MB | of the system, MB |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]

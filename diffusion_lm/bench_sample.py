@@ -112,7 +112,7 @@ def _targets(rows, blocks):
     return out
 
 # %% ../nbs/20b_bench_sample.ipynb #000e
-def bench_drift(lm, blocks=(8, 16, 32), batch=4, steps=64, seed=0, say=lambda s: None): # lm: a `DiffusionLM`
+def bench_drift(lm, blocks=(8, 16, 32), batch=4, steps=64, seed=0, say=lambda s: None): # lm: a DiffusionLM
     "How far a model's predictions with each cache are from those without, as rows"
     if not lm.infills: raise UserError(f"'{lm.name}' looks back only: it has an exact cache or none")
     x = torch.from_numpy(lm.template())[None].expand(batch, -1).to(lm.home)
@@ -124,7 +124,7 @@ def bench_drift(lm, blocks=(8, 16, 32), batch=4, steps=64, seed=0, say=lambda s:
     return {"name": lm.name, "machine": describe_machine(lm.device), "steps": steps, "texts": batch, "length": lm.length, "rows": rows}
 
 # %% ../nbs/20b_bench_sample.ipynb #0012
-def sample_table(rows): # of `bench_sample`
+def sample_table(rows): # of bench_sample
     "The rows as lines of Markdown"
     lines = ["| writer | batch | length | steps | evaluations | seconds | tokens/s | time, first = 1 | memory |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for r in rows:
@@ -132,13 +132,13 @@ def sample_table(rows): # of `bench_sample`
         lines.append(f"| {r['name']} | {r['batch']} | {r['length']} | {r['steps']} | {r['evaluations']} | {r['seconds']:.2f} | {r['tokens_per_second']:,.0f} | {t['value']:.2f} ({t['low']:.2f} – {t['high']:.2f}) | {'–' if m is None else f'{m/1e6:,.0f} MB'} |")
     return lines
 
-def sample_verdicts(r): # what `bench_sample` returns
+def sample_verdicts(r): # what bench_sample returns
     "A line for each target that was measured"
     what = {"speedup": "{:.2f}× the speed of x-transformers' wrapper, at least, at the same steps", "block_cache": "{:.2f}× the speed of masked diffusion in blocks without a cache, by a block-diffusion model with its own ({same_model:.2f}× that of the same model without it)"}
     says = {True: "met", False: "missed", None: "open"}
     return [f"{what[k].format(v['value'], **v)}, in {r['rounds']} rounds {v['low']:.2f} to {v['high']:.2f}: target {v['target']:.0f} {says[v['met']]}" for k, v in _targets(r["rows"], r["blocks"]).items()]
 
-def drift_table(d): # what `bench_drift` returns
+def drift_table(d): # what bench_drift returns
     "The rows as lines of Markdown"
     return ["| block | cache | KL, nats | first guess changed | largest difference, nats |", "|---:|---|---:|---:|---:|"] + [
         f"| {r['block']} | {r['cache']} | {r['kl']:.4f} | {r['changed']:.1%} | {r['logp']:.2f} |" for r in d["rows"]]

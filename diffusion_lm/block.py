@@ -40,7 +40,7 @@ BLOCK = 16 # tokens in a block, if not given
 
 class BlockDiffusionModel(BaselineDreamModel):
     "A transformer that denoises a block of tokens given the clean text before it"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for `BaselineDreamModel`; config.block: tokens in a block
+    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel; config.block: tokens in a block
         if causal: raise ValueError("a block-diffusion model is causal from block to block, not from token to token")
         super().__init__(replace(config, block=BLOCK if config.block is None else config.block), vocab_size, specials)
         self.block = self.config.block
@@ -67,7 +67,7 @@ class BlockDiffusionModel(BaselineDreamModel):
         h, _ = super().features(torch.cat([torch.where(masked, self.mask, x), x], 1), t, pos=pos, mask=mask)
         return h[:, :l]
 
-def make_model(config,     # `ModelConfig`
+def make_model(config,     # ModelConfig
                vocab_size, # tokens, special ones included
                specials,   # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
                objective="nelbo-count"):

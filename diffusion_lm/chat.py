@@ -40,7 +40,7 @@ class Talk(NamedTuple):
 class Chat:
     "A model to talk with, and how it answers"
     options = ("length", "steps", "sampler", "temperature", "seed")
-    def __init__(self, lm,             # a `DiffusionLM`
+    def __init__(self, lm,             # a DiffusionLM
                  length=None,          # tokens of an answer, at most; 48, or half the context, if not given
                  steps=32,             # denoising steps of an answer
                  sampler=None,         # ancestral, or left-to-right where the model is autoregressive
@@ -155,7 +155,7 @@ def reset(self:Chat, talk):
     return talk._replace(tail=(), thoughts=self.begin().thoughts)
 
 @patch
-def mix(self:Chat, talk, other, weight=.5): # another `Talk`; how far to go to it, from 0 to 1
+def mix(self:Chat, talk, other, weight=.5): # another Talk; how far to go to it, from 0 to 1
     "The talk with its thoughts moved part of the way to those of `other`"
     self._need_thoughts()
     if not 0 <= weight <= 1: raise UserError(f"weight must be between 0 and 1, got {weight}")
@@ -170,7 +170,7 @@ def save(self:Chat, talk, path):
     said = {"turns": [{k: v for k, v in t._asdict().items() if k != "thoughts"} for t in talk.turns], "tail": talk.tail, "options": {k: getattr(self, k) for k in self.options}}
     save_weights(state, path, model=fingerprint(self.model), talk=json.dumps(said))
 
-def load_talk(lm, path, **options): # options of `Chat` that replace those of the file
+def load_talk(lm, path, **options): # options of Chat that replace those of the file
     "The `Chat` and the `Talk` of a file; raises `UserError` if it is missing, damaged, or another model's"
     z, about = read_weights(path, model=fingerprint(lm.model))
     try:
@@ -184,7 +184,7 @@ def load_talk(lm, path, **options): # options of `Chat` that replace those of th
     except (KeyError, TypeError, ValueError): raise UserError(f"{path} holds no talk") from None
 
 # %% ../nbs/20_chat.ipynb #1001
-def _shades(s): # `Thoughts` of one row
+def _shades(s): # Thoughts of one row
     "Ages, importances, and a number between -1 and 1 for each cell, newest first: (n,), (n,), (n,*dims)"
     s = newest_first(s).each(lambda v: v[0].detach().cpu())
     z = s.maps[s.filled].float()

@@ -173,7 +173,7 @@ class Stage(NamedTuple):
     tokens: int  # in an epoch
     bound: bool  # is the training loss a bound on the likelihood of text here?
 
-def make_stages(cfg, book, tok, store, length, batch, seed=0, blocks=1): # as for `Loader`
+def make_stages(cfg, book, tok, store, length, batch, seed=0, blocks=1): # as for Loader
     "The `Stage`s of a `CurriculumConfig`; raises `UserError` for one that would be empty"
     out = []
     for i, (reads, share, low, high) in enumerate(zip(cfg.reads, cfg.easy, cfg.low, cfg.high), 1):

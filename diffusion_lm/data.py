@@ -387,7 +387,7 @@ LAYOUTS = {"packed": _Packed, "streams": _Streams, "pairs": _Pairs}
 
 class Loader:
     "Training batches; sample number n is a pure function of (seed, n)"
-    def __init__(self, store,        # a `TokenStore`
+    def __init__(self, store,        # a TokenStore
                  length,             # tokens in a window
                  batch,              # sequences in a global batch, over all processes
                  side="train",       # which side of the split

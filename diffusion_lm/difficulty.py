@@ -129,7 +129,7 @@ class DifficultyConfig:
         if not 1 <= self.themes <= 1000: raise UserError(f"themes must be between 1 and 1000, got {self.themes}")
         return self
 
-def difficulty(text, segments, cfg=DifficultyConfig(), encoder=None): # a book, its `Segment`s
+def difficulty(text, segments, cfg=DifficultyConfig(), encoder=None): # a book, its Segments
     "A table with the measures, ranks and score (0 easy to 1 hard) of each segment"
     import pandas as pd
     textstat, texts = _need("textstat"), [" ".join(text[s.start:s.end].split()) for s in segments]

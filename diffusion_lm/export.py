@@ -300,12 +300,12 @@ def _variants(model, folder, fp16, int8, windows):
     return out
 
 # %% ../nbs/18_export.ipynb #001b
-def export_lm(lm,            # a `DiffusionLM`
+def export_lm(lm,            # a DiffusionLM
               out,           # the folder to make
               fp16=False, int8=False, # smaller graphs, too
               static=None,   # windows of text (n,l) on which to fix the scales of int8; for a denoiser
               opset=OPSET,
-              score=None,    # tokens and bounds of documents, as for `evaluate`, to tell what smaller graphs cost
+              score=None,    # tokens and bounds of documents, as for evaluate, to tell what smaller graphs cost
               format="onnx", # or torch: a package of torch.export
               draws=2, say=lambda line: None):
     "Write a folder that writes text without PyTorch; what its export.json says"
@@ -398,7 +398,7 @@ def _for_tensorrt(folder, graph, precision, batch, length):
         return [batch[i], length[i], *s[2:]] if k == "ids" else [batch[i], *s[1:]]
     return Path(folder)/about["files"]["fp32"][graph], {k: [size(k, i, s) for i, s in enumerate(v)] for k, v in profile.items()}
 
-def build_engine(folder, graph=None, precision="fp32", batch=None, length=None): # as for `trtexec`
+def build_engine(folder, graph=None, precision="fp32", batch=None, length=None): # as for trtexec
     "Build the engine with TensorRT's Python package; its path"
     path, profile = _for_tensorrt(folder, graph, precision, batch, length)
     try: import tensorrt as trt

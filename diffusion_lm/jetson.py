@@ -29,7 +29,7 @@ def _plain(config):
     if c.thought is not None or c.time_conditioning: raise UserError("the roofline knows the plain network only: no thoughts, no time conditioning")
     return c, -(-8*c.width//3//64)*64
 
-def forward_ops(config, vocab,          # `ModelConfig`, size of the vocabulary
+def forward_ops(config, vocab,          # ModelConfig, size of the vocabulary
                 batch=1, length=None,   # sequences, their tokens; the config's length if not given
                 places=None):           # at how many positions logits are wanted, of all sequences together; at all if not given
     "What a forward pass has to do: a list of `Op`"
@@ -41,7 +41,7 @@ def forward_ops(config, vocab,          # `ModelConfig`, size of the vocabulary
             Op("attend", L, 4*n*l*d, 0, 4*n*d), Op("out", L, 2*n*d*d, d*d, 2*n*d), Op("add", 2*L, 0, 0, 3*n*d), Op("up", L, 4*n*d*H, 2*d*H, n*(d + 2*H)),
             Op("gate", L, 0, 0, 3*n*H), Op("down", L, 2*n*H*d, H*d, n*(H + d)), Op("head", 1, 2*m*d*V, V*d, m*(d + V)), Op("forbid", 1, 0, 0, 2*m*V)]
 
-def forward_flops(config, vocab, batch=1, length=None, places=None): # as for `forward_ops`
+def forward_flops(config, vocab, batch=1, length=None, places=None): # as for forward_ops
     "Floating-point operations in the matrix products of a forward pass"
     return sum(o.count*o.flops for o in forward_ops(config, vocab, batch, length, places))
 
@@ -75,7 +75,7 @@ def _op_seconds(op, device, dtype):
     w, v = BYTES[dtype]
     return device.overhead + max(op.flops/rate, (w*op.weights + v*op.values)/device.bandwidth)
 
-def step_seconds(device, config, vocab, dtype="fp16", batch=1, length=None, places=None): # as for `forward_ops`
+def step_seconds(device, config, vocab, dtype="fp16", batch=1, length=None, places=None): # as for forward_ops
     "The least time for a denoising step: one forward pass over all tokens"
     if dtype not in BYTES: raise unknown("dtype", dtype, BYTES)
     if dtype not in device.flops: raise UserError(f"{device.name} has no figure for {dtype}; it has {', '.join(device.flops)}")
@@ -86,13 +86,13 @@ def steps_within(seconds, device, config, vocab, dtype="fp16", batch=1, length=N
     return seconds/step_seconds(device, config, vocab, dtype, batch, length, places)
 
 # %% ../nbs/19_jetson.ipynb #0016
-def n_weights(config, vocab): # `ModelConfig`, size of the vocabulary
+def n_weights(config, vocab): # ModelConfig, size of the vocabulary
     "Parameters of the network, by formula"
     c, H = _plain(config)
     d = c.width
     return vocab*d + c.layers*(4*d*d + 3*d*H + 2*d + 3*d*c.neighbours) + d
 
-def memory_bytes(config, vocab, dtype="fp16", batch=1, length=None, places=None): # as for `step_seconds`
+def memory_bytes(config, vocab, dtype="fp16", batch=1, length=None, places=None): # as for step_seconds
     "What a model takes while it writes: `weights`, `activations`, `logits` and their `total`"
     if dtype not in BYTES: raise unknown("dtype", dtype, BYTES)
     (c, H), (w, v) = _plain(config), BYTES[dtype]
@@ -101,7 +101,7 @@ def memory_bytes(config, vocab, dtype="fp16", batch=1, length=None, places=None)
     return {**parts, "total": sum(parts.values())}
 
 # %% ../nbs/19_jetson.ipynb #0019
-def predict(device, config, vocab, dtype="fp16", batch=1, length=None, places=None, steps=64): # as for `step_seconds`; denoising steps of a passage
+def predict(device, config, vocab, dtype="fp16", batch=1, length=None, places=None, steps=64): # as for step_seconds; denoising steps of a passage
     "Latency, throughput and memory of passages, at best"
     c = config.resolve()
     l, step, memory = length or c.length, step_seconds(device, config, vocab, dtype, batch, length, places), memory_bytes(config, vocab, dtype, batch, length, places)["total"]
@@ -110,7 +110,7 @@ def predict(device, config, vocab, dtype="fp16", batch=1, length=None, places=No
     return {"preset": c.preset, "dtype": dtype, "batch": batch, "length": l, "steps": steps, "step_seconds": step, "passage_seconds": steps*step, "tokens_per_second": speed,
             "per_watt": speed/device.watts if device.watts else None, "memory": memory, "fits": memory <= device.memory if device.memory else None}
 
-def predict_presets(device, **kw): # as for `predict`
+def predict_presets(device, **kw): # as for predict
     "A row for each preset, at its own length and the vocabulary of `preset_table`"
     return [{**predict(device, ModelConfig(r["preset"]), r["vocabulary"], **kw), "parameters": r["total"]} for r in preset_table()]
 
@@ -128,8 +128,8 @@ def measure_device(device="auto", dtypes=("fp32",), block=1 << 28): # fp32, fp16
     return Device(str(dev), flops, bandwidth=2*block/copy, overhead=start/sum(o.count for o in forward_ops(c, 16, 1, 1)))
 
 # %% ../nbs/19_jetson.ipynb #002b
-def device_rows(record,       # what `bench_device` wrote: a path, or what is in it
-                device=None): # `Device` to compare with; the Orin Nano in the record's power mode if not given
+def device_rows(record,       # what bench_device wrote: a path, or what is in it
+                device=None): # Device to compare with; the Orin Nano in the record's power mode if not given
     "A row for each measurement with its prediction: precision, batch, measured and predicted seconds of a step"
     r = record if isinstance(record, dict) else read_json(record)
     try:
@@ -143,7 +143,7 @@ def device_rows(record,       # what `bench_device` wrote: a path, or what is in
         device = orin_nano(r["power_mode"])
     return [{"precision": p, "batch": b, "measured": s, "predicted": step_seconds(device, config, vocab, p, b, length), "device": device.name} for p, b, s in seen if p in device.flops]
 
-def plot_device(record, device=None, ax=None): # as for `device_rows`; matplotlib axes to draw on
+def plot_device(record, device=None, ax=None): # as for device_rows; matplotlib axes to draw on
     "Measured against predicted seconds of a step; the band is from the prediction to twice that. The axes"
     import matplotlib.pyplot as plt
     rows, ax = device_rows(record, device), ax or plt.subplots(figsize=(5, 3.8), layout="constrained")[1]

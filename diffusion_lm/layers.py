@@ -80,7 +80,7 @@ class _Rope(torch.autograd.Function):
     def backward(ctx, g): return _rotate(g, *ctx.saved_tensors, -1), None, None
 
 def rope(x,         # queries or keys (b,l,h,head_dim)
-         cos, sin): # from `rope_table`
+         cos, sin): # from rope_table
     "Rotate the channel pairs of `x`"
     if _by_hand(x, cos): return _Rope.apply(x, cos, sin)
     a, b = x.chunk(2, -1)
@@ -206,7 +206,7 @@ def _affine(h, scale=None, shift=0):
 
 class Block(nn.Module):
     "Pre-norm transformer block; with `timed` it takes a condition (b,1,d)"
-    def __init__(self, d, heads, dropout=0., timed=False, toward=None): # toward: see `Attention`
+    def __init__(self, d, heads, dropout=0., timed=False, toward=None): # toward: see Attention
         super().__init__()
         self.norm1, self.attn, self.norm2, self.ff = RMSNorm(d), Attention(d, heads, toward), RMSNorm(d), SwiGLU(d)
         self.drop = nn.Dropout(dropout)

@@ -148,7 +148,7 @@ def generate(self:DiffusionLM,
              seed=0,
              include=(),          # words that must occur, each at a random place
              avoid=(),            # words that must not
-             **kw):               # grid_name (also "learned"), temperature, block, cache, … and the sampler's own: see `denoise`
+             **kw):               # grid_name (also "learned"), temperature, block, cache, … and the sampler's own: see denoise
     "A list of `n` texts that begin with `prompt`; what would follow an end of text is not written"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     if include and not self.infills: raise UserError("only a model that sees both sides of a text can be made to include words")
@@ -259,12 +259,12 @@ def _watched(self:DiffusionLM, prompts=(), templates=(), steps=64, sampler="ance
 def watch(self:DiffusionLM, path,
           prompts=("",),       # texts to continue
           templates=(),        # templates to fill
-          title=None, subtitle="", **kw): # steps, sampler, seed, … as for `generate`
+          title=None, subtitle="", **kw): # steps, sampler, seed, … as for generate
     "Write a page in which the denoising of `prompts` and `templates` can be stepped through"
     denoising_page(path, [*self._watched(prompts, templates, **kw)], title or self.name, subtitle or repr(self))
 
 @patch
-def play(self:DiffusionLM, prompt="", template=None, **kw): # a text to continue, or a template to fill; steps, sampler, … as for `generate`
+def play(self:DiffusionLM, prompt="", template=None, **kw): # a text to continue, or a template to fill; steps, sampler, … as for generate
     "A widget, for a notebook, in which the denoising can be played, stopped and stepped through"
     return denoising_player(next(self._watched(*([prompt], ()) if template is None else ((), [template]), **kw)))
 

@@ -77,7 +77,7 @@ def neighbours(heads, causal=False):
 class BaselineDreamModel(nn.Module):
     "Transformer over tokens: a bidirectional denoiser or, with `causal`, an autoregressive model"
     block = None # of `BlockDiffusionModel`: tokens in a block
-    def __init__(self, config,     # `ModelConfig`
+    def __init__(self, config,     # ModelConfig
                  vocab_size,       # tokens, special ones included
                  specials,         # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
                  causal=False):    # may a position look ahead?
@@ -121,7 +121,7 @@ class BaselineDreamModel(nn.Module):
                 new.append(kv)
         return self.norm(h), State(cache=new or None)
 
-    def read(self, memory): raise ValueError("this model reads no memory") # of `StackedDiffusionModel3D`: the memory as tokens,
+    def read(self, memory): raise ValueError("this model reads no memory") # of StackedDiffusionModel3D: the memory as tokens,
     def recall(self, h, latent): raise ValueError("this model carries no latent") # embeddings with the latent in them
 
     def head(self, h): # any (…,d)
@@ -182,7 +182,7 @@ def read_weights(path, **expect): # expect: what the header must say, where it s
         if meta.get(k, v) != v: raise UserError(f"{path} was saved with another {k} than the one here")
     return state, meta
 
-def load_weights(path, **expect): # as for `read_weights`
+def load_weights(path, **expect): # as for read_weights
     "The state dict alone"
     return read_weights(path, **expect)[0]
 

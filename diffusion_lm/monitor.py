@@ -108,7 +108,7 @@ def _terms(model, objective, x, g):
     c[masked] = (masked_nll(model, x, masked, t)*w[masked]).to(c.dtype)
     return c.sum(1)
 
-def essential(model, objective, # the model to look at, and the `Objective` that it is trained with
+def essential(model, objective, # the model to look at, and the Objective that it is trained with
               x, draws=4, seed=0, dtype=torch.float32): # windows (b,l), and passes over them
     "Masked accuracy, overall and by corruption level, and the effectiveness of the objective's weighting"
     with _looking(model, x, dtype) as x:

@@ -83,7 +83,7 @@ def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
     return torch.stack(out, 1).numpy()
 
 # %% ../nbs/11b_passages.ipynb #000e
-def by_passage(model, tok, tokens, offsets, # as for `evaluate`
+def by_passage(model, tok, tokens, offsets, # as for evaluate
                passages=8, size=None, memory="carried", prefix=None, # of each document (docs,p)
                draws=4, seed=0, dtype=torch.float32, progress=lambda it: it):
     "Bits/byte by place in the stretch: `passages`, a list of estimates, and `later`, one; `by_document`, sums (docs,passages)"

@@ -43,7 +43,7 @@ def evolution(z,          # thoughts (n,passages,…)
             "own": float(means.square().sum()/flat.square().sum().clamp(min=1e-30)), "own_by_chance": float((len(doc.unique()) - 1)/max(1, len(doc) - 1))}
 
 # %% ../nbs/17_probes.ipynb #000c
-def plot_evolution(runs): # {name: what `evolution` returned}
+def plot_evolution(runs): # {name: what evolution returned}
     "Norm, velocity, correlation and drift by place in the stretch"
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 4, figsize=(12, 2.6), layout="constrained")

@@ -79,7 +79,7 @@ class Judge:
 # %% ../nbs/11a_quality.ipynb #0010
 def sample_quality(texts,        # strings
                    ids,          # their tokens: lists of ids, all of one length if entropies are to be compared
-                   judged=None): # what `Judge.nats` says of them; without it there is no perplexity
+                   judged=None): # what Judge.nats says of them; without it there is no perplexity
     "Generative perplexity, entropy, distinct-1 and -2 and self-BLEU of some texts"
     one, h = np.ones(len(texts)), token_entropy(ids)
     mean = lambda v, unit: estimate_ratio(v, one, unit, by="text")

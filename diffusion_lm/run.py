@@ -155,7 +155,7 @@ def _callbacks(cfg, run, tok, store, stages, quiet, more):
     return calls
 
 # %% ../nbs/15b_run.ipynb #1006
-def train(cfg,                 # `RunConfig`
+def train(cfg,                 # RunConfig
           name, out=None,      # the run's name, and the folder of runs
           resume=False,        # go on from its newest whole checkpoint
           overwrite=False,     # replace a run of this name

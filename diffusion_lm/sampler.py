@@ -252,7 +252,7 @@ def sample(model, x, **kw):
 
 # %% ../nbs/10a_sampler.ipynb #0025
 @torch.no_grad()
-def cache_drift(model, x, block, cache, **kw): # a bidirectional model, tokens (b,l) with [MASK] where free, and options of `denoise`
+def cache_drift(model, x, block, cache, **kw): # a bidirectional model, tokens (b,l) with [MASK] where free, and options of denoise
     "How far predictions with a prefix or dual cache are from those without: `kl` and `logp` in nats, `changed` a share"
     sums, worst, kept = np.zeros(3), 0., None
     frames = [x, *(f.x for f in denoise(model, x, block=block, cache=cache, **kw))]
@@ -288,9 +288,9 @@ def doubts(model, x, free,  # tokens (b,l), which of them may be doubted (b,l), 
         kept = (*kept[:2], None) if getattr(model, "thought", None) else kept if getattr(model, "block", None) else None # a latent has seen the other groups
     return out
 
-def repair(model, x, free,       # as for `doubts`
+def repair(model, x, free,       # as for doubts
            share=.2, rounds=4,   # of the free tokens, hidden in each round
-           groups=8, thoughts=None, seed=0, **kw): # more for `denoise`
+           groups=8, thoughts=None, seed=0, **kw): # more for denoise
     "The text (b,l) after mending, and its `doubts`"
     if not 0 < share <= 1: raise UserError(f"share must be above 0 and at most 1, got {share}")
     was = doubts(model, x, free, groups, thoughts)
@@ -320,7 +320,7 @@ def _shown(sample, step):
         return text if not when else f'<span style="background:rgba(70,130,220,{.08 + .35*(p or 0):.2f});{"font-weight:bold" if when == step else ""}">{text}</span>'
     return '<div style="font-family:monospace;line-height:1.6">' + "".join(map(token, sample["tokens"], sample["when"], sample["p"])) + "</div>"
 
-def denoising_player(sample): # a dict as for `denoising_page`
+def denoising_player(sample): # a dict as for denoising_page
     "A widget in which a denoising can be played, stopped and stepped through"
     try: import ipywidgets as w
     except ImportError: raise UserError("the player needs ipywidgets; add it with: pip install 'diffusion_lm[notebook]'") from None

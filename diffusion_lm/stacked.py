@@ -38,7 +38,7 @@ PASSAGE = 64 # tokens in a passage, if not given
 
 class StackedDiffusionModel3D(BaselineDreamModel):
     "A bidirectional denoiser with a stack of thoughts"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for `BaselineDreamModel`; config.block: tokens in a passage
+    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel; config.block: tokens in a passage
         if causal: raise ValueError("a model with thoughts is no causal model")
         super().__init__(replace(config, block=PASSAGE if config.block is None else config.block, thought=config.thought or ThoughtConfig()), vocab_size, specials)
         c, t = self.config, self.config.thought
@@ -72,18 +72,18 @@ class StackedDiffusionModel3D(BaselineDreamModel):
             return push(s, noise.to(p))
         return push(s, self.first.expand(b, *self.first.shape))
 
-    def write(self, h, x, s): # hidden states (b,l,d) and tokens (b,l) of a passage, `Thoughts`
+    def write(self, h, x, s): # hidden states (b,l,d) and tokens (b,l) of a passage, Thoughts
         "The stacks with a new thought in them; rows without text keep what they have"
         s, real = newest_first(s), x != self.pad
         known = F.rms_norm(self.embed(x).to(h.dtype), h.shape[-1:]) # hidden states of a masked pass know half of the words
         new, worth = self.writer(h + known, s.maps[:, 0], real_keys(self, x)) # an empty slot is zero
         return push(s, new, worth, real.any(1), self.thought.retention)
 
-    def remember(self, x, s): # a finished passage (b,l), `Thoughts`
+    def remember(self, x, s): # a finished passage (b,l), Thoughts
         "The stacks with a thought of the passage, read clean"
         return self.write(self.features(x, mask=real_keys(self, x), memory=s)[0], x, s)
 
-    def study(self, x, s=None): # any number of finished passages (b,n·block), the `Thoughts` before; those of a beginning if not given
+    def study(self, x, s=None): # any number of finished passages (b,n·block), the Thoughts before; those of a beginning if not given
         "The stacks after reading them, one after another"
         s = self.begin(len(x)) if s is None else s
         for part in x.split(self.block, 1) if x.shape[1] else (): s = self.remember(part, s)
@@ -218,7 +218,7 @@ def load_thoughts(path, model):
 
 # %% ../nbs/07a_stacked.ipynb #0026
 @patch
-def steer(self:StackedDiffusionModel3D, s, x, # `Thoughts`; tokens (b,l) with [MASK] where text is to come
+def steer(self:StackedDiffusionModel3D, s, x, # Thoughts; tokens (b,l) with [MASK] where text is to come
           target,                             # logits (b,l,V) -> one number for each row (b,), to be raised
           steps=10, size=.1):                 # how often, and how far each time, relative to the size of a thought
     "The stacks with their newest thoughts moved towards `target`"

@@ -90,7 +90,7 @@ def growth(ids, chunks=10): # numbers of the words of a text (n,)
     return np.stack([new, np.diff(bounds) - new], 1)
 
 # %% ../nbs/11c_style.ipynb #0015
-def runs(s, size): # a `Sheet`, words
+def runs(s, size): # a Sheet, words
     "The sentences (rows) of runs of about `size` words, each within one text"
     at = np.cumsum(s.length) - s.length # words before each
     at = (at - at[np.searchsorted(s.text, s.text)])//max(size, 1)
@@ -102,7 +102,7 @@ def _far(a, rows, b, other):
     n = min(len(x), len(y))
     return [*(js_distance(a.counts[f][rows].sum(0), b.counts[f][other].sum(0)) for f in a.counts), js_distance(growth(x[:n]), growth(y[:n]))]
 
-def style(a, book, # `Sheet`s
+def style(a, book, # Sheets
           draws=200, seed=0):
     "The distance of texts to a book by feature: `value`, the floor `book`, and `farther`"
     g, n, m = rng(seed, "style"), int(a.length.sum()), int(book.length.sum())
@@ -138,8 +138,8 @@ def hang_together(z, text, # vectors of unit length (n,d), which text each is in
             "global": asdict(estimate_ratio(glob - chance, n, "cosine", by="text")) | {"chance": float(chance.sum()/n.sum())}}
 
 # %% ../nbs/11c_style.ipynb #0021
-def coherence(a, book, # `Sheet`s
-              encoder=None, seed=0): # as for `vectors`
+def coherence(a, book, # Sheets
+              encoder=None, seed=0): # as for vectors
     "What `hang_together` says of the `texts`, and of as many runs of the `book`, as long"
     pieces = runs(book, a.length.sum()/len({*a.text}))
     order = rng(seed, "runs").permutation([i for i, p in enumerate(pieces) if len(p) > 1])[:len({*a.text})]
@@ -167,12 +167,12 @@ class Grams:
         i = np.flatnonzero(self.text[n - 1:] == self.text[:max(0, len(self.text) - n + 1)])
         return (self.sum[i + n] - self.sum[i])*self.back[i], i
 
-def copied(a, b, n): # `Grams`
+def copied(a, b, n): # Grams
     "Whether each run of `n` words of a stands in b, and where in a it begins"
     (h, i), seen = a(n), np.sort(b(n)[0])
     return (seen[np.searchsorted(seen, h).clip(max=len(seen) - 1)] == h if len(seen) else np.zeros(len(h), bool)), i
 
-def longest_copy(a, b): # `Grams`
+def longest_copy(a, b): # Grams
     "The longest run of words of one text of a that stands in one of b: words `n`, the `words`, which `text` of a"
     low, high, at = 0, int(min(np.bincount(g.text).max(initial=0) for g in (a, b))), 0
     while low < high:
@@ -210,7 +210,7 @@ def style_report(texts,         # generated texts, two or more, without their pr
                  reference,     # the book: a string, or several
                  train=None,    # what the model was trained on; without it nothing is said of memorisation
                  held_out=None, # other text of the book, for comparison
-                 seed=0, draws=200, encoder=None): # deals for the floor; as for `vectors`
+                 seed=0, draws=200, encoder=None): # deals for the floor; as for vectors
     "Distances of style, coherence and memorisation of some texts, each beside the book's own: a dict fit for JSON"
     a, book = sheet(texts), sheet(reference, "the reference")
     if len(a.text) < 2: raise UserError("the texts hold one sentence; at least two texts of two sentences or more are needed")

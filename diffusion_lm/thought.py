@@ -72,7 +72,7 @@ class Thoughts(NamedTuple):
     def each(self, f): return Thoughts(*map(f, self))
     def detach(self): return self.each(torch.Tensor.detach)
 
-def no_thoughts(cfg, b, device=None, dtype=torch.float32): # `ThoughtConfig`, rows
+def no_thoughts(cfg, b, device=None, dtype=torch.float32): # ThoughtConfig, rows
     "Empty stacks"
     z = lambda dtype, *size: torch.zeros(b, cfg.depth, *size, dtype=dtype, device=device)
     return Thoughts(z(dtype, *cfg.dims, cfg.channels), z(torch.long), z(torch.bool), z(dtype))
@@ -80,7 +80,7 @@ def no_thoughts(cfg, b, device=None, dtype=torch.float32): # `ThoughtConfig`, ro
 # %% ../nbs/06_thought.ipynb #000c
 _FAR = 1 << 40 # older than any thought
 
-def push(s, new,           # `Thoughts`; thoughts (b,*dims,channels)
+def push(s, new,           # Thoughts; thoughts (b,*dims,channels)
          importance=None,  # between 0 and 1 (b,); 1 if not given
          rows=None,        # which rows push (b,), bool; all if not given
          retention="fifo"):
@@ -134,7 +134,7 @@ def motion(z,       # thoughts, newest first (b,S,n,c)
 # %% ../nbs/06_thought.ipynb #001d
 class Reader(nn.Module):
     "Memory tokens (b,cells,d) of a stack"
-    def __init__(self, cfg, d, heads=6, head_dim=16): # `ThoughtConfig`, width of the tokens
+    def __init__(self, cfg, d, heads=6, head_dim=16): # ThoughtConfig, width of the tokens
         super().__init__()
         w, self.cfg, self.heads = heads*head_dim, cfg, heads
         self.query, self.nothing = nn.Parameter(torch.randn(cfg.cells, w)), nn.Parameter(torch.zeros(2, w))
@@ -164,7 +164,7 @@ class Reader(nn.Module):
 # %% ../nbs/06_thought.ipynb #0023
 class Writer(nn.Module):
     "A new thought from hidden states and the previous thought"
-    def __init__(self, cfg, d, heads=4, head_dim=32): # `ThoughtConfig`, width of the text's hidden states
+    def __init__(self, cfg, d, heads=4, head_dim=32): # ThoughtConfig, width of the text's hidden states
         super().__init__()
         c, w, self.cfg, self.heads = cfg.channels, heads*head_dim, cfg, heads
         self.places, self.into, self.norm = Places(cfg.dims, w), nn.Linear(c, w, bias=False), RMSNorm(w)
@@ -208,7 +208,7 @@ def diversity(z): # (r,p)
 # %% ../nbs/06_thought.ipynb #0030
 class ThoughtLosses(nn.Module):
     "Auxiliary terms of a new thought, a dict; only those with a weight are computed"
-    def __init__(self, cfg, d, tokens, weights): # `ThoughtConfig`, width of the model and of its memory tokens, {name: weight}
+    def __init__(self, cfg, d, tokens, weights): # ThoughtConfig, width of the model and of its memory tokens, {name: weight}
         super().__init__()
         size, self.weights = cfg.cells*cfg.channels, {k: v for k, v in weights.items() if v}
         self.guess = nn.Linear(tokens, cfg.channels) if "next" in self.weights else None
@@ -218,7 +218,7 @@ class ThoughtLosses(nn.Module):
     def forward(self, new, rows,               # thoughts (b,*dims,c); which rows count (b,), bool
                 memory=None, before=None,      # what the text attended to (b,n,d); the thought before (b,*dims,c)
                 head=None, x=None, real=None,  # the model's head; the passage's tokens (b,l), which of them count (b,l)
-                clean=None, document=None):    # the thought of the clean passage; see `info_nce`
+                clean=None, document=None):    # the thought of the clean passage; see info_nce
         z, out = new[rows].flatten(1), {}
         if not rows.any(): return out
         if self.guess is not None: out["next"] = F.mse_loss(self.guess(memory[rows]).flatten(1), z.detach())

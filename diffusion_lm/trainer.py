@@ -129,9 +129,9 @@ def _number(x): return x.full_tensor() if isinstance(x, DTensor) else x
 
 class Learner:
     "The training loop: an objective, a loader, and callbacks"
-    def __init__(self, objective, # an `Objective`, with its model
+    def __init__(self, objective, # an Objective, with its model
                  loader,          # has `batch(step, rank, world)`
-                 cfg,             # `TrainConfig`
+                 cfg,             # TrainConfig
                  callbacks=()):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState

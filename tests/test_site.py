@@ -1,0 +1,165 @@
+"""The site check refuses what nbdev and Quarto refuse or drop without a word, and `make docs` leaves README.md alone."""
+import importlib.util, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CI = ROOT/".ci"
+
+def load(name):
+    "A module of .ci, which is no package"
+    spec = importlib.util.spec_from_file_location(name, CI/f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+llms, check_export, rules = load("llms"), load("check_export"), load("quarto_rules")  # in the order in which they import each other
+site = load("check_site")
+
+PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}, "metadata": {}}
+TEXT = {"output_type": "stream", "name": "stdout", "text": "three\n"}
+def html(text): return {"output_type": "display_data", "data": {"text/html": text}, "metadata": {}}
+def code(source, *outputs, id="a1"): return {"cell_type": "code", "id": id, "source": source, "outputs": [*outputs], "metadata": {}}
+def md(source): return {"cell_type": "markdown", "id": "b1", "source": source, "metadata": {}}
+def found(cell): return [*rules.check_cell(cell, flags=["slow"])]
+
+REFUSED = [  # a cell, and what the check says of it
+    (code("#| fig-alt: Left: a line. Right: a dot.\ndraw()", PNG), "is not YAML (mapping values are not allowed here)"),
+    (code("#| fig-alt: 'It's a line'\ndraw()", PNG), "is not YAML"),
+    (code("#| fig-alt: 2024\ndraw()", PNG), "`fig-alt` is not a text"),
+    (code("#| fig-alt:\ndraw()", PNG), "`fig-alt` is not a text"),
+    (code('#| fig-alt: "a"\n#| fig-alt: "b"\ndraw()', PNG), "the option `fig-alt` stands there twice"),
+    (code('#| figalt: "a line"\n1'), "Quarto knows no option `figalt`"),
+    (code("#| hide_input\n1"), "`#| hide_input` is no directive of nbdev"),
+    (code('#| fig-alt: "a line"\n#|   and more\ndraw()', PNG), "`#|   and more` is no directive of nbdev"),
+    (code('#| fig-alt:\n#|   - "a line"\ndraw()', PNG), "is no directive of nbdev"),
+    (code('  #| fig-alt: "a line"\ndraw()', PNG), "is indented"),
+    (code('draw()\n#| fig-alt: "a line"', PNG), "stands below code"),
+    (code("x = 1 #| hide\n"), "stands below code"),
+    (code("# a remark\n#| export\nx = 1"), "stands below code"),
+    (code("draw()", PNG), "has a picture without a text"),
+    (code('#| fig-alt: ""\ndraw()', PNG), "has a picture without a text"),
+    (code('#| fig-alt: "a line"\ndraw(); draw()', PNG, PNG), "has 2 pictures and one fig-alt"),
+    (code('#| fig-alt: ["a line"]\nprint(3); draw()', TEXT, PNG), "Quarto takes number 2"),
+    (code("show()", html("<img src='a.png'>")), "has an <img> without a text"),
+    (code('#| fig-alt: "a line"\nImage("a.png", alt="a line")', PNG), "gives `Image` an alt"),
+    (code("x = (7\n     % 4)"), "begins with %"),
+    (code("print('{{< meta title >}}')"), "takes for a shortcode"),
+    (code("show()", {**TEXT, "text": "{{< meta title >}}"}), "takes for a shortcode"),
+    (md("{{< include a.md >}}"), "takes for a shortcode"),
+    (md("## To do -"), "off the page"),
+    (md("::: {.callout-hint}\nDo.\n:::"), "no callout-hint"),
+    (md(r"The loss \(x^2\) falls."), "write formulas as"),
+    (md("So\n\\[\nx^2\n\\]"), "write formulas as"),
+]
+
+@pytest.mark.parametrize("cell,what", REFUSED, ids=[f"{i}-{w[:30]}" for i, (_, w) in enumerate(REFUSED)])
+def test_refused(cell, what): assert any(what in w for w in found(cell)), found(cell)
+
+ALLOWED = [
+    code("#| default_exp core"), code("#| export\nx = 1"), code("#| exporti\nx = 1"), code("#| hide\n#| slow\nx = 1"),
+    code("#| eval: false\nx = 1"), code("x = 1\ny = 2 #| hide_line"), code("#|hide\nx"), code(""),
+    code('#| fig-alt: "Left: a line. Right: it\'s a \\"dot\\"."\ndraw()', PNG),
+    code("\n#| fig-alt: A line\n\ndraw()", PNG), code('#| fig-alt: ["", "a line", "a dot"]\nprint(3); draw(); draw()', TEXT, PNG, PNG),
+    code("#| hide\ndraw()", PNG), code("#| include: false\ndraw()", PNG), code("#| output: false\ndraw()", PNG),
+    code("show()", html("<img src='a.png' alt='a line'>")), code("#| echo: false\nshow()", html("<b>b</b>")),
+    code("%time x = 1"), code("x = '#| hide'"), code("# | a | table |\n"[2:]), code("x = 7 % 4"),
+    md("::: {.callout-note}\nDo.\n:::"), md("A regular expression: `\\(a\\)`.\n\n```\n\\(x\\)\n```"), md(r"A hole is written \[MASK\]."), md("Well -"),
+]
+
+@pytest.mark.parametrize("cell", ALLOWED, ids=[c["source"][:30] for c in ALLOWED])
+def test_allowed(cell): assert found(cell) == []
+
+def test_a_list_of_texts_counts_as_quarto_does():
+    "Text that only names the parts of a plot is no output to Quarto"
+    parts = {"output_type": "execute_result", "data": {"text/plain": "[<matplotlib.lines.Line2D>]"}, "metadata": {}}
+    assert found(code('#| fig-alt: ["a line"]\ndraw()', parts, PNG)) == []
+
+def pages(**cells):
+    "What the check says of a site of made-up pages"
+    rendered = {f"{n}.ipynb": site.render({"cells": c}) for n, c in cells.items()}
+    made = {n: site.Page(html) for n, (html, _) in rendered.items()}
+    said = [c for _, c in rendered.values() if c]
+    return said + [w for n, p in made.items() for w in (*site.check_page(p), *site.check_links(n, made))]
+
+HOME = "https://diffusion-lm.github.io/diffusion_lm"
+BAD_PAGES = [
+    ([md("# A\n\n## Chat\n"), md("### `Chat`")], "2 headings become #chat"),
+    ([md("## a1"), code("x = 1")], "the anchor #a1 is there 2 times"),
+    ([code("x = 1"), code("x = 2")], "the anchor #a1 is there 2 times"),
+    ([md("::: {.callout-note}\nOpen.")], "left on the page|unclosed|<div>"),
+    ([md("Open\n\n:::\n\nshut")], "left on the page"),
+    ([md("<details>\n\nMore.")], "<details> has no partner"),
+    ([code("show()", html("<div><b>x</div>"))], "<b> has no partner"),
+    ([md("Text.[^1]")], "`[^1]` is left"),
+    ([md("As in @fig-loss.")], "@fig-loss is read as a citation"),
+    ([md("See [@sahoo2024].")], "@sahoo2024 is read as a citation"),
+    ([md("See [there](#nowhere).")], "dead link #nowhere: no such heading"),
+    ([md("See [there](b.ipynb#nowhere).")], "dead link b.ipynb#nowhere"),
+    ([md(f"See [`_f`]({HOME}/b.html#_f).")], "that page shows no such symbol"),
+    ([md(f"See [`f`]({HOME}/c.html#f).")], "dead link"),
+    ([md(f"See [[`f`]({HOME}/b.html)](b.ipynb).")], "is left on the page"),
+    ([code("", {"output_type": "display_data", "data": {"text/markdown": f"```\nf (x: see [`g`]({HOME}/b.html#g))\n```"}})], "is left in code"),
+    ([md("![](a.png)")], "has no alt text"),
+]
+
+@pytest.mark.parametrize("cells,what", BAD_PAGES, ids=[f"{i}-{w[:30]}" for i, (_, w) in enumerate(BAD_PAGES)])
+def test_bad_pages(cells, what):
+    said = pages(a=cells, b=[md("## F"), md("### g")])
+    assert any(w in s for s in said for w in what.split("|")), said
+
+def test_a_good_page():
+    "Nothing is said of links, formulas, footnotes, blocks and outputs as they should be"
+    cells = [md(f"## One\n\nSee [`g`]({HOME}/b.html#g), [F](b.ipynb#f) and [two](#two).[^1]\n\n[^1]: A note with $x^2$."),
+             md("## Two\n\n::: {.callout-note}\nDo.\n:::\n\n<details><summary>More</summary>\n\nText.\n\n</details>"),
+             code("#| fig-alt: 'a'\ndraw()", PNG, TEXT, html("<table><tr><td>1<td>2</table><br><svg><path d=''/></svg>"))]
+    assert pages(a=cells, b=[md("## F"), md("### g")]) == []
+
+def test_options_are_no_part_of_the_page():
+    text = "\n".join(site.as_markdown({"cells": [code("#| fig-alt: 'a'\ndraw()"), code("#| echo: false\nsecret()")]}))
+    assert "draw()" in text and "fig-alt" not in text and "secret" not in text
+
+@pytest.mark.parametrize("old,new,what", [
+    ("project:", "projects:", "Quarto knows no `projects`"), ("  type: website", "  kind: website", "Quarto knows no `kind` in `project`"),
+    ("toc: true", "tocs: true", "Quarto knows no `tocs` in `format.html`"), ("page-navigation:", "page-navigaton:", "in `website`"),
+    ("css: styles.css", "css: style.css", "names style.css, which does not exist"), ("    toc: true", "    toc: true\n    toc: false", "`format.html.toc` stands there twice"),
+    ("style: floating", "stile: floating", "in `website.sidebar`"), ("- llms.txt", "- llm.txt", "names llm.txt")])
+def test_keys_of_the_configuration(old, new, what):
+    text = (ROOT/"_quarto.yml").read_text()
+    assert [*site.check_keys(text)] == [] and text.count(old) == 1
+    assert any(what in w for w in site.check_keys(text.replace(old, new)))
+
+def docs(tmp, nbdev_docs, quarto=True):
+    "What `make docs` leaves of README.md, with programs that only seem to build: (status, README.md)"
+    (tmp/".ci").mkdir()
+    for f in ("Makefile", ".ci/docs.py"): shutil.copy(ROOT/f, tmp/f)
+    (tmp/"README.md").write_text("ours")
+    os.utime(tmp/"README.md", (1, 1))
+    bin = tmp/"bin"
+    bin.mkdir()
+    (bin/"python").symlink_to(sys.executable)
+    for name, text in {"nbdev_docs": nbdev_docs, **({"quarto": "exit 0"} if quarto else {})}.items():
+        (bin/name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin/name).chmod(0o755)
+    run = subprocess.run(["make", "-o", ".venv/.installed-dev", "docs", "BIN=bin"], cwd=tmp, capture_output=True, text=True,
+                         env={**os.environ, "PATH": "/usr/bin:/bin"})
+    return run, (tmp/"README.md").read_text()
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
+@pytest.mark.parametrize("does,status", [("echo theirs > README.md", 0), ("echo theirs > README.md; exit 3", 2), ("rm README.md; exit 3", 2),
+                                         ("echo theirs > README.md; kill -TERM $PPID; sleep 1", 2)])
+def test_docs_leave_the_readme(tmp_path, does, status):
+    run, readme = docs(tmp_path, does)
+    assert readme == "ours" and run.returncode == status, run.stderr
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
+def test_docs_without_quarto(tmp_path):
+    run, readme = docs(tmp_path, "echo theirs > README.md", quarto=False)
+    assert run.returncode == 2 and "Quarto is not installed" in run.stderr and readme == "ours"
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
+def test_nbdev_sees_a_new_readme(tmp_path):
+    "README.md is newer than any notebook while nbdev runs, so nbdev leaves it alone"
+    run, _ = docs(tmp_path, "touch -d 2020-01-01 old; [ README.md -nt old ]")
+    assert run.returncode == 0, run.stderr
