@@ -25,26 +25,21 @@ BUDGET = 558 # CPU seconds of an arm: its steps are this over the cost of one of
 PREFIX = "qpm-"
 
 STARTS = { # options of x-transformers' Encoder with which it may start
-    "default": {}, "zero": {"zero_init_branch_output": True}, "neighbours": {"shift_tokens": 1},
-    "both": {"shift_tokens": 1, "zero_init_branch_output": True}}
-BEST = "neighbours" # of these, by `screen` arms: a fourth of the budget each
+    "xt": {}, "xt-zero": {"zero_init_branch_output": True}, "xt-neighbours": {"shift_tokens": 1}}
 
-def peer(start):
+def peer(kind):
     "A maker of x-transformers' denoiser and wrapper, for `train(make=…)`"
     def make(cfg, tok):
         seed_everything(cfg.seed)
-        return XObjective(XTransformer(cfg.model, len(tok), tok.specials, **STARTS[start]))
+        return XObjective(XTransformer(cfg.model, len(tok), tok.specials, **STARTS[kind]))
     return make
 
 PLAIN, ADAMW = {"model.neighbours": "false"}, {"trainer.optimizer": "adamw", "trainer.lr": 1e-3}
 KINDS = { # what differs from the demo's recipe
     "muon": {}, "muon-plain": PLAIN, "cosine": {"trainer.lr_schedule": "cosine"}, "nelbo": {"objective": "nelbo"}, "ema": {"trainer.ema": .99},
-    "adamw": ADAMW, "adamw-plain": ADAMW | PLAIN, "xt": ADAMW, "xt-best": ADAMW}
+    "adamw": ADAMW, "adamw-plain": ADAMW | PLAIN, **dict.fromkeys(STARTS, ADAMW)}
 TUNED = { # rates tried at seed 0, beside the recipe's 3e-3 and AdamW's 1e-3
-    "muon": (2e-3, 5e-3), "muon-plain": (1e-3, 2e-3, 5e-3, 1e-2), "adamw": (5e-4, 2e-3), "adamw-plain": (5e-4, 2e-3), "xt": (2e-3,),
-    "xt-best": (5e-4, 2e-3, 4e-3, 8e-3)}
-
-CHOSEN = {} # for seeds 1 and 2 too: the best of these rates, where it is not the one above
+    "muon": (2e-3, 5e-3), "muon-plain": (1e-3, 2e-3, 5e-3, 1e-2), "adamw": (5e-4, 2e-3), "adamw-plain": (5e-4, 2e-3), "xt": (2.5e-4, 5e-4, 2e-3, 4e-3)}
 
 def costs(rounds=21):
     "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
@@ -61,32 +56,28 @@ def costs(rounds=21):
     seconds = interleaved(steps, rounds)
     return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["muon"], v))} for k, v in seconds.items()}
 
-COST_OF = {"cosine": "muon", "xt-best": "xt"} # kinds that cost what another does
+COST_OF = {"cosine": "muon", "xt-zero": "xt", "xt-neighbours": "xt"} # kinds that cost what another does
 
-def steps_of(kind, share=1.): # of the budget
-    return round(share*BUDGET/read_json(COSTS)[COST_OF.get(kind, kind)]["cpu_seconds"])
+def steps_of(kind): return round(BUDGET/read_json(COSTS)[COST_OF.get(kind, kind)]["cpu_seconds"])
 
 def arms():
-    "Name → (kind, start of x-transformers, options): every kind at seeds 0, 1, 2, the rates and the starts that were tried"
+    "Name → (kind, options): every kind at seeds 0, 1, 2, and the rates that were tried"
     out = {}
-    def arm(name, kind, seed, start="default", share=1., **more):
-        out[PREFIX + name] = kind, start, {"trainer.steps": steps_of(kind, share), "seed": seed, **KINDS[kind], **more}
+    def arm(name, kind, seed, **more): out[PREFIX + name] = kind, {"trainer.steps": steps_of(kind), "seed": seed, **KINDS[kind], **more}
     for kind in KINDS:
-        start = BEST if kind == "xt-best" else "default"
-        for seed in (0, 1, 2): arm(f"{kind}-s{seed}", kind, seed, start, **CHOSEN.get(kind, {}))
-        for lr in TUNED.get(kind, ()): arm(f"{kind}-lr{lr:g}", kind, 0, start, **{"trainer.lr": lr})
-    for start in STARTS: arm(f"xt-screen-{start}", "xt", 0, start, share=1/3)
+        for seed in (0,) if kind in ("xt-zero", "xt-neighbours") else (0, 1, 2): arm(f"{kind}-s{seed}", kind, seed)
+        for lr in TUNED.get(kind, ()): arm(f"{kind}-lr{lr:g}", kind, 0, **{"trainer.lr": lr})
     return out
 
-def train_arm(name, kind, start, options):
+def train_arm(name, kind, options):
     cfg = configuration("demo", {"trainer.eval_every": 71, "trainer.save_every": 10**6, **options})
-    train(cfg, name, overwrite=True, make=peer(start) if kind.startswith("xt") else build)
+    train(cfg, name, overwrite=True, make=peer(kind) if kind in STARTS else build)
 
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
     todo = {n: a for n, a in arms().items() if not names or n in names}
     done = lambda n: (runs_dir()/n/"summary.json").exists()
-    if not serve(what, todo, done, lambda a: a[1:], train_arm): print(__doc__); return 2
+    if not serve(what, todo, done, lambda a: a[1], train_arm): print(__doc__); return 2
 
 if __name__ == "__main__":
     try: sys.exit(main(*sys.argv[1:]))
