@@ -21,19 +21,25 @@ from diffusion_lm.objective import Objective
 from diffusion_lm.run import build, train
 
 COSTS = Path(__file__).with_name("quality_costs.json")
-STEPS = 426 # of Muon without the neighbours' start: 479 CPU seconds, 4 minutes of two cores, on the machine that ran it first
+BUDGET = 558 # CPU seconds of an arm: its steps are this over the cost of one of its steps in COSTS, and here alone
 PREFIX = "qpm-"
 
-def peer(cfg, tok):
-    "x-transformers' denoiser and wrapper, for `train(make=…)`"
-    seed_everything(cfg.seed)
-    return XObjective(XTransformer(cfg.model, len(tok), tok.specials))
+STARTS = { # options of x-transformers' Encoder with which it may start
+    "xt": {}, "xt-zero": {"zero_init_branch_output": True}, "xt-neighbours": {"shift_tokens": 1}}
+
+def peer(kind):
+    "A maker of x-transformers' denoiser and wrapper, for `train(make=…)`"
+    def make(cfg, tok):
+        seed_everything(cfg.seed)
+        return XObjective(XTransformer(cfg.model, len(tok), tok.specials, **STARTS[kind]))
+    return make
 
 PLAIN, ADAMW = {"model.neighbours": "false"}, {"trainer.optimizer": "adamw", "trainer.lr": 1e-3}
 KINDS = { # what differs from the demo's recipe
     "muon": {}, "muon-plain": PLAIN, "cosine": {"trainer.lr_schedule": "cosine"}, "nelbo": {"objective": "nelbo"}, "ema": {"trainer.ema": .99},
-    "adamw": ADAMW, "adamw-plain": ADAMW | PLAIN, "xt": ADAMW}
-TUNED = {"muon": (2e-3, 5e-3), "muon-plain": (2e-3,), "adamw": (5e-4, 2e-3), "adamw-plain": (5e-4, 2e-3), "xt": (2e-3,)} # rates tried beside the recipe's 3e-3 and AdamW's 1e-3, at seed 0
+    "adamw": ADAMW, "adamw-plain": ADAMW | PLAIN, **dict.fromkeys(STARTS, ADAMW)}
+TUNED = { # rates tried at seed 0, beside the recipe's 3e-3 and AdamW's 1e-3
+    "muon": (2e-3, 5e-3), "muon-plain": (1e-3, 2e-3, 5e-3, 1e-2), "adamw": (5e-4, 2e-3), "adamw-plain": (5e-4, 2e-3), "xt": (2.5e-4, 5e-4, 2e-3, 4e-3)}
 
 def costs(rounds=21):
     "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
@@ -50,20 +56,22 @@ def costs(rounds=21):
     seconds = interleaved(steps, rounds)
     return {k: {"cpu_seconds": statistics.median(v), "ratio": statistics.median(b/a for a, b in zip(seconds["muon"], v))} for k, v in seconds.items()}
 
+COST_OF = {"cosine": "muon", "xt-zero": "xt", "xt-neighbours": "xt"} # kinds that cost what another does
+
+def steps_of(kind): return round(BUDGET/read_json(COSTS)[COST_OF.get(kind, kind)]["cpu_seconds"])
+
 def arms():
     "Name → (kind, options): every kind at seeds 0, 1, 2, and the rates that were tried"
-    cost, out = read_json(COSTS), {}
-    def arm(name, kind, seed, **more):
-        steps = round(STEPS*cost["muon-plain"]["ratio"]/cost["muon" if kind == "cosine" else kind]["ratio"])
-        out[PREFIX + name] = kind, {"trainer.steps": steps, "seed": seed, **KINDS[kind], **more}
+    out = {}
+    def arm(name, kind, seed, **more): out[PREFIX + name] = kind, {"trainer.steps": steps_of(kind), "seed": seed, **KINDS[kind], **more}
     for kind in KINDS:
-        for seed in (0, 1, 2): arm(f"{kind}-s{seed}", kind, seed)
+        for seed in (0,) if kind in ("xt-zero", "xt-neighbours") else (0, 1, 2): arm(f"{kind}-s{seed}", kind, seed)
         for lr in TUNED.get(kind, ()): arm(f"{kind}-lr{lr:g}", kind, 0, **{"trainer.lr": lr})
     return out
 
 def train_arm(name, kind, options):
     cfg = configuration("demo", {"trainer.eval_every": 71, "trainer.save_every": 10**6, **options})
-    train(cfg, name, overwrite=True, make=peer if kind == "xt" else build)
+    train(cfg, name, overwrite=True, make=peer(kind) if kind in STARTS else build)
 
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'STATED_FOR', 'SAVINGS', 'clock', 'interleaved', 'matmul_peak', 'train_flops', 'XTransformer', 'XObjective',
-           'FixedBatch', 'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'bench_train',
+           'FixedBatch', 'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'met', 'bench_train',
            'bench_table', 'verdicts', 'timed', 'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'bench_memory',
            'memory_table']
 
@@ -75,13 +75,13 @@ def _x_transformers():
 class XTransformer(nn.Module):
     "x-transformers' network behind the interface of our models"
     causal, block = False, None
-    def __init__(self, config, vocab_size, specials): # as for BaselineDreamModel
+    def __init__(self, config, vocab_size, specials, **more): # as for BaselineDreamModel; more: further options of its Encoder
         super().__init__()
         x, c = _x_transformers(), config.resolve()
         self.config, self.vocab_size, self.specials = c, vocab_size, tuple(specials)
         self.pad, self.mask, self.bos = self.specials[:3]
         layers = x.Encoder(dim=c.width, depth=c.layers, heads=c.heads, attn_dim_head=c.width//c.heads, attn_flash=True, rotary_pos_emb=True, verbose=False,
-                           use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=8/3, attn_dropout=c.dropout, ff_dropout=c.dropout)
+                           use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=8/3, attn_dropout=c.dropout, ff_dropout=c.dropout, **more)
         self.net = x.TransformerWrapper(num_tokens=vocab_size, max_seq_len=c.length, use_abs_pos_emb=False, tie_embedding=True, attn_layers=layers)
         self.register_buffer("never", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.never[list(self.specials[:3])] = True
@@ -191,6 +191,10 @@ def spread(values):
     "Median and range"
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
 
+def met(v, target): # what `spread` returns
+    "True or False where all rounds agree on which side of the target they are, None where they do not"
+    return None if v.get("value") is None or v["low"] < target <= v["high"] else v["low"] >= target
+
 def _load(): return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 def _entry(c, ours, peaks, memory):
@@ -210,7 +214,7 @@ def _targets(runners, peaks):
              "speedup": {} if best is None else spread([t/o for o, t in zip(ours.wall, best.wall)]) | {"dtype": str(ours.dtype)[6:], "peer_dtype": str(best.dtype)[6:]}}
     for k, (target, aim) in TARGETS.items():
         v = found[k].get("value")
-        found[k] = {"value": v, **found[k], "target": target, "aim": aim, "met": None if v is None else v >= target, "aim_met": None if v is None else v >= aim}
+        found[k] = {"value": v, **found[k], "target": target, "aim": aim, "met": met(found[k], target), "aim_met": met(found[k], aim)}
     return found
 
 # %% ../nbs/20a_bench.ipynb #001d
@@ -253,11 +257,11 @@ def bench_table(r): # what bench_train returns
 
 def verdicts(r):
     "A line for each target that was measured"
-    out, met = [], ["missed", "met"]
+    out, says = [], {True: "met", False: "missed", None: "open"}
     for k, what in (("mfu", "MFU {:.2f} of the measured peak in {dtype}"), ("speedup", "{:.2f}× the tokens/s of x-transformers in {peer_dtype}")):
         v = r["targets"][k]
         if v["value"] is None: continue
-        out.append(f"{what.format(v['value'], **v)} ({v['low']:.2f} – {v['high']:.2f}): target {v['target']:.2f} {met[v['met']]}, aim {v['aim']:.2f} {met[v['aim_met']]}")
+        out.append(f"{what.format(v['value'], **v)} ({v['low']:.2f} – {v['high']:.2f}): target {v['target']:.2f} {says[met(v, v['target'])]}, aim {v['aim']:.2f} {says[met(v, v['aim'])]}")
     return out + [f"(these targets are stated for {STATED_FOR})"]*(not r["targets"]["applies"])
 
 # %% ../nbs/20a_bench.ipynb #0025

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import numpy as np, torch
 
 from .core import UserError, autocast, rng, unknown
-from .metrics import _pass, bootstrap_ratio
+from .metrics import _pass, estimate_ratio
 from .objective import real_keys
 
 # %% ../nbs/11b_passages.ipynb #0006
@@ -92,6 +92,6 @@ def by_passage(model, tok, tokens, offsets, # as for evaluate
     nats = score_passages(model, x, doc, size, memory, None if prefix is None else prefix[doc], draws, seed, dtype, progress)
     nbyte = tok.n_bytes[x.numpy()].reshape(*nats.shape, size).sum(-1)
     nat, byte = (np.stack([np.bincount(doc, z[:, k]) for k in range(passages)], 1) for z in (nats, nbyte))
-    bits = lambda a, b: asdict(bootstrap_ratio(a[b > 0], b[b > 0], "bits/byte", kind="bound", f=lambda r: r/math.log(2)))
+    bits = lambda a, b: asdict(estimate_ratio(a[b > 0], b[b > 0], "bits/byte", kind="bound", f=lambda r: r/math.log(2)))
     return {"memory": memory if getattr(model, "thought", None) else None, "size": size, "draws": draws, "passages": [bits(nat[:, k], byte[:, k]) for k in range(passages)],
             "later": bits(nat[:, 1:].sum(1), byte[:, 1:].sum(1)), "by_document": {"nats": nat.round(2).tolist(), "bytes": byte.astype(int).tolist()}}

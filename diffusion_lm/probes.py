@@ -10,7 +10,7 @@ import numpy as np, torch
 from torch.nn import functional as F
 
 from .core import UserError
-from .metrics import bootstrap_ratio
+from .metrics import estimate_ratio
 from .thought import newest_first
 
 # %% ../nbs/17_probes.ipynb #0006
@@ -57,7 +57,7 @@ def plot_evolution(runs): # {name: what evolution returned}
 def linear_probe(z,       # what is probed (n,…)
                  labels,  # of each row (n,): numbers are predicted by ridge regression, all else is classified
                  groups,  # rows of one group are never on both sides, e.g. documents (n,)
-                 folds=5, draws=1000):
+                 folds=5):
     "Share of right answers, or of the variance explained, as an `Estimate` over groups; and what can be had without `z`"
     try:
         from sklearn.linear_model import LogisticRegression, Ridge
@@ -79,5 +79,5 @@ def linear_probe(z,       # what is probed (n,…)
     ids = np.unique(groups, return_inverse=True)[1]
     cost = lambda guess: np.bincount(ids, (labels - guess)**2 if number else guess != labels)
     size = cost(blind) if number else np.bincount(ids)
-    share = lambda guess: bootstrap_ratio(size - cost(guess), size, "variance explained" if number else "share right", draws=draws)
+    share = lambda guess: estimate_ratio(size - cost(guess), size, "variance explained" if number else "share right")
     return share(said), share(blind).value

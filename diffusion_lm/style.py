@@ -18,7 +18,7 @@ import numpy as np
 
 from .core import UserError, rng
 from .difficulty import _WORD, sentences, vectors, words
-from .metrics import Estimate, bootstrap_ratio
+from .metrics import Estimate, estimate_ratio
 
 # %% ../nbs/11c_style.ipynb #0005
 def _listed(texts, what="the texts"):
@@ -134,8 +134,8 @@ def hang_together(z, text, # vectors of unit length (n,d), which text each is in
         own, others = z[text == t], np.flatnonzero(text != t)
         glob[t] = (own*unit(total[t] - own)).sum()
         for _ in range(draws): chance[t] += (own @ unit(z[g.choice(others, n[t] - 1, replace=len(others) < n[t] - 1)].sum(0))).sum()/draws
-    return {"local": asdict(bootstrap_ratio(local, n - 1, "cosine", by="text", f=lambda r: r - apart)) | {"chance": float(apart)},
-            "global": asdict(bootstrap_ratio(glob - chance, n, "cosine", by="text")) | {"chance": float(chance.sum()/n.sum())}}
+    return {"local": asdict(estimate_ratio(local, n - 1, "cosine", by="text", f=lambda r: r - apart)) | {"chance": float(apart)},
+            "global": asdict(estimate_ratio(glob - chance, n, "cosine", by="text")) | {"chance": float(chance.sum()/n.sum())}}
 
 # %% ../nbs/11c_style.ipynb #0021
 def coherence(a, book, # Sheets
@@ -195,7 +195,7 @@ def memorisation(texts, train,  # strings; the text that the model was trained o
         x = Grams(a)
         hit, i = copied(x, grams, n)
         sums = [np.bincount(x.text[i], w, len(a)) for w in (hit, np.ones(len(i)))]
-        return {"words": len(x.words), "longest": longest_copy(x, grams), "share": asdict(bootstrap_ratio(*sums, f"share of runs of {n} words", by="text"))}
+        return {"words": len(x.words), "longest": longest_copy(x, grams), "share": asdict(estimate_ratio(*sums, f"share of runs of {n} words", by="text"))}
     grams, out = Grams(b), {"n": n, "held_out": None}
     out["texts"] = measure(a, "the texts")
     if held_out is not None:

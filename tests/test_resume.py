@@ -77,7 +77,7 @@ def test_killed(quick_home, tmp_path):
 # ---- what a run leaves ----
 
 FILES = {"config.yaml", "tokenizer.json", "model.safetensors", "log.jsonl", "summary.json", "samples.jsonl", "loss.png", "report.md", "denoising.html"}
-ESTIMATE = {"value", "low", "high", "n", "unit", "kind", "by"}
+ESTIMATE = {"value", "low", "high", "n", "unit", "kind", "by", "seeds"}
 
 def check_figures(s, kind):
     for k, unit in dict(bits_per_byte="bits/byte", nats_per_token="nats/token", perplexity="perplexity").items():
