@@ -349,7 +349,7 @@ def _converse(write):
     from diffusion_lm.core import UserError
     for i, prompt in enumerate(_lines("prompt> ")):
         try: _show(write(prompt, i))
-        except UserError as e: print(f"dlm: {e}", file=sys.stderr)
+        except UserError as e: print(_line(e), file=sys.stderr)
 
 # %% ../nbs/21_cli.ipynb #0010a
 def _common(parser):
@@ -390,7 +390,7 @@ def chat_command(args):
     for line in _lines("> "):
         turns = talk.turns
         try: chat, now = chat.obey(talk, line, (lambda f: [None for _ in f]) if o["json"] else _show, lambda s: print(s, file=sys.stderr if o["json"] else sys.stdout))
-        except UserError as e: print(f"dlm: {e}", file=sys.stderr); continue
+        except UserError as e: print(_line(e), file=sys.stderr); continue
         except KeyboardInterrupt: print("\n(stopped)", file=sys.stderr); continue # of the answer; the talk is as it was
         if now is None: return
         talk = now
@@ -713,6 +713,10 @@ def _disk_full(e):
     "Did this error, or one that led to it, come from a full disk?"
     return e is not None and (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e) or _disk_full(e.__cause__ or e.__context__))
 
+def _line(message):
+    "What is wrong, as one line: what was typed may hold line ends, or steer a terminal"
+    return "dlm: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+
 class _Stream:
     "A standard stream that may be closed, full or a broken pipe: `lost` is told of what cannot be written"
     def __init__(self, stream, lost): self.stream, self.lost = stream, lost
@@ -726,8 +730,8 @@ class _Stream:
         except OSError as e: self.lost(e)
 
 def _unwritten(e):
+    if isinstance(e, BrokenPipeError): raise e # dlm runs | head
     from diffusion_lm.core import UserError
-    if isinstance(e, BrokenPipeError): raise e
     raise UserError(f"the output cannot be written: {e.strerror}") from None
 
 def _hold_places():
@@ -763,7 +767,10 @@ def _on_any_terminal(command):
     "A command whose output is known to be written when it returns"
     @functools.wraps(command)
     def wrapped(args=None):
-        with _streams(): return command(args)
+        with _streams():
+            try: status = command(args); sys.stdout.flush(); return status
+            except BrokenPipeError: return 0
+            except ValueError as e: print(_line(e), file=sys.stderr); return 2 # a `UserError` of the flush
     return wrapped
 
 @_on_any_terminal
@@ -776,13 +783,11 @@ def main(args=None):
         from diffusion_lm import __version__
         return print(__version__) or 0
     from diffusion_lm.core import UserError, unknown
-    say = lambda s: print(f"dlm: {s}", file=sys.stderr)
+    say = lambda s: print(_line(s), file=sys.stderr)
     first = os.environ.get("LOCAL_RANK", "0") == "0" # of the processes that torchrun has started on this machine
     try:
         if args[0] not in COMMANDS: raise unknown("command", args[0], COMMANDS)
-        status = COMMANDS[args[0]](args[1:]) or 0
-        sys.stdout.flush() # an output that cannot be written is to be known now
-        return status
+        return COMMANDS[args[0]](args[1:]) or 0
     except UserError as e:
         if not first: time.sleep(3) # if it is everybody's mistake, the first process has said so by then and the launcher has ended this one
         say(e); return 2

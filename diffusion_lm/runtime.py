@@ -233,7 +233,7 @@ def _holes(template):
     parts = _HOLE.split(template) # text, n, text, n, …, text
     texts, sizes = parts[::2], [int((n or "1").lstrip("0")[:9] or 0) for n in parts[1::2]]
     for text in texts:
-        if m := _NEARLY.search(text): raise UserError(f"{'' if sizes else 'nothing to fill: '}'{m[0]}' is misspelt: write [MASK:8] where eight tokens are to be found")
+        if m := _NEARLY.search(text): raise UserError(f"{'' if sizes else 'nothing to fill: '}'{' '.join(m[0].split())}' is misspelt: write [MASK:8] where eight tokens are to be found")
     if not sizes: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
     if 0 in sizes: raise UserError("[MASK:0] asks for 0 tokens: write 1 or more")
     if sum(sizes) > 1 << 20: raise UserError(f"the holes ask for more than {1 << 20:,} tokens: write [MASK:8] where eight are to be found")
