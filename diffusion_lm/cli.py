@@ -52,18 +52,6 @@ def _plain(message, parser):
         return f"{m[1]} must be {dict(int='a whole number', float='a number', str='text', bool='true or false', list='a list such as [4, 4]', NoneType='a section with fields of its own').get(m[2], m[2])}, got '{m[3]}'"
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
 
-def _given(parser, args):
-    "Names of the options that stand in `args`"
-    names = {o: a.dest for a in parser._actions for o in a.option_strings}
-    return {names[o] for o in (a.split("=")[0] for a in args) if o in names}
-
-def _refuse(given, *rules): # (names of options, may they stand here?, what to say of one that may not)
-    "Raise `UserError` for the first option that was given where it changes nothing"
-    from diffusion_lm.core import UserError
-    for names, fits, why in rules:
-        for k in names.split():
-            if k in given and not fits: raise UserError(f"{'-n' if k == 'n' else '--' + k.replace('_', '-')} {why}")
-
 def _unknown_key(key, keys):
     from diffusion_lm.core import unknown
     return str(unknown("key", key, [k for k in keys if "." in k or k in ("objective", "seed")]))
@@ -75,6 +63,19 @@ def _parse(parser, args):
     import yaml
     try: return parser.parse_args(args).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError, yaml.YAMLError) as e: raise UserError(_plain(e, parser)) from None
+
+# %% ../nbs/21_cli.ipynb #3a03
+def _given(parser, args):
+    "Names of the options that stand in `args`"
+    names = {o: a.dest for a in parser._actions for o in a.option_strings}
+    return {names[o] for o in (a.split("=")[0] for a in args) if o in names}
+
+def _refuse(given, *rules): # (names of options, may they stand here?, what to say of one that may not)
+    "Raise `UserError` for the first option that was given where it changes nothing"
+    from diffusion_lm.core import UserError
+    for names, fits, why in rules:
+        for k in names.split():
+            if k in given and not fits: raise UserError(f"{'-n' if k == 'n' else '--' + k.replace('_', '-')} {why}")
 
 # %% ../nbs/21_cli.ipynb #000c
 def _train_parser(command="train"):
@@ -204,52 +205,6 @@ def _files(run):
     return "\n".join(f"{_short(run/n):34s} {what}" for n, what in names.items() if (run/n).exists())
 
 # %% ../nbs/21_cli.ipynb #0010
-def sample_command(args):
-    "dlm sample RUN"
-    from diffusion_lm.policies import SAMPLERS, sampler_params
-    p = _parser("sample", "Write text with a trained run.")
-    p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
-    p.add_argument("--prompt", type=str, default="", help="text to start from, taken literally")
-    p.add_argument("--infill", type=str, default="", help="a template with holes: 'We must [MASK:8] our children.'")
-    p.add_argument("-n", "--n", type=int, default=1, help="how many samples")
-    p.add_argument("--length", type=int, default=0, help="tokens in all, prompt included (default: the model's context)")
-    p.add_argument("--sampler", type=str, default="", help=f"one of {', '.join(SAMPLERS)}")
-    p.add_argument("--steps", type=int, default=64, help="denoising steps; a sampler that chooses its own number takes no notice")
-    p.add_argument("--grid", type=str, default="uniform", help="how the steps are spread: uniform, cosine, fisher-rao, or learned from the run's own losses")
-    p.add_argument("--temperature", type=float, default=1., help="below 1 tidier, above 1 wilder, 0 the most probable")
-    p.add_argument("--top-k", "--top_k", dest="top_k", type=int, default=0, help="draw from the k most probable tokens")
-    p.add_argument("--top-p", "--top_p", dest="top_p", type=float, default=1., help="draw from the fewest tokens with this much probability")
-    p.add_argument("--cool", type=float, default=1., help="temperature towards the end of the text (default: the same all the way)")
-    p.add_argument("--repetition", type=float, default=1., help="above 1: penalty on tokens that the text has already")
-    p.add_argument("--block", type=int, default=0, help="finish so many tokens before the next")
-    p.add_argument("--cache", type=str, default="", help="with --block, keep what lies outside the block from its first step: prefix or dual; off: a block-diffusion model, which keeps what it has written, reads it anew")
-    p.add_argument("--guidance", type=float, default=0., help="above 0: heed the given tokens more than the model does (twice the evaluations)")
-    p.add_argument("--toward", type=str, default="", help="words to steer towards, separated by commas")
-    p.add_argument("--strength", type=float, default=3., help="of --toward: what is added to the logits of their tokens; below 0 steers away")
-    own = {k: v for s in SAMPLERS for k, v in sampler_params(s).items()}
-    for k, v in own.items():
-        of = [s for s in SAMPLERS if k in sampler_params(s)]
-        p.add_argument(f"--{k}", type=type(v), default=v, help=f"of {' and '.join(of)} (default: {', '.join(str(sampler_params(s)[k]) for s in of)})")
-    p.add_argument("--include", type=str, default="", help="words that must occur, separated by commas")
-    p.add_argument("--avoid", type=str, default="", help="words that must not, separated by commas")
-    p.add_argument("--stream", action="store_true", help="show the text while it is written")
-    p.add_argument("--interactive", action="store_true", help="ask for prompt after prompt, and stream")
-    p.add_argument("--seed", type=int, default=0, help="another number, other texts")
-    _common(p)
-    o, given = _parse(p, args), _given(p, args)
-    _check_sampling(o, given)
-    lm = _load(o)
-    sampler = o["sampler"] or ("left-to-right" if lm.model.causal else "ancestral")
-    kw = _sampling(o, given, own, sampler, lm)
-    infill, length = "infill" in given, o["length"] or None
-    if o["interactive"]: return _converse(lambda prompt, i: lm.stream(prompt, length=length, row=i, **kw))
-    if o["stream"]: return _show(lm.stream(o["prompt"], template=o["infill"] if infill else None, length=length, **kw))
-    kw |= {k: _split(o, k) for k in ("include", "avoid") if o[k]} | dict(n=o["n"])
-    texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=length, **kw)
-    if not o["json"]: return print(f"\n{'─'*20}\n".join(texts))
-    steps = None if _free(sampler, lm) else o["steps"]
-    _json([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": steps} for t in texts])
-
 def _check_sampling(o, given):
     "Refuse what cannot be before the model is loaded"
     from diffusion_lm.core import UserError
@@ -296,6 +251,60 @@ def _sampling(o, given, own, sampler, lm):
                 top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"], repetition=o["repetition"], block=o["block"] if "block" in given else None,
                 cache=o["cache"] or None, guidance=o["guidance"], **{k: o[k] for k in own if k in given}, **target)
 
+# %% ../nbs/21_cli.ipynb #3a06
+def sample_command(args):
+    "dlm sample RUN"
+    from diffusion_lm.policies import SAMPLERS, sampler_params
+    p = _parser("sample", "Write text with a trained run.")
+    p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
+    p.add_argument("--prompt", type=str, default="", help="text to start from, taken literally")
+    p.add_argument("--infill", type=str, default="", help="a template with holes: 'We must [MASK:8] our children.'")
+    p.add_argument("-n", "--n", type=int, default=1, help="how many samples")
+    p.add_argument("--length", type=int, default=0, help="tokens in all, prompt included (default: the model's context)")
+    p.add_argument("--sampler", type=str, default="", help=f"one of {', '.join(SAMPLERS)}")
+    p.add_argument("--steps", type=int, default=64, help="denoising steps; a sampler that chooses its own number takes no notice")
+    p.add_argument("--grid", type=str, default="uniform", help="how the steps are spread: uniform, cosine, fisher-rao, or learned from the run's own losses")
+    p.add_argument("--temperature", type=float, default=1., help="below 1 tidier, above 1 wilder, 0 the most probable")
+    p.add_argument("--top-k", "--top_k", dest="top_k", type=int, default=0, help="draw from the k most probable tokens")
+    p.add_argument("--top-p", "--top_p", dest="top_p", type=float, default=1., help="draw from the fewest tokens with this much probability")
+    p.add_argument("--cool", type=float, default=1., help="temperature towards the end of the text (default: the same all the way)")
+    p.add_argument("--repetition", type=float, default=1., help="above 1: penalty on tokens that the text has already")
+    p.add_argument("--block", type=int, default=0, help="finish so many tokens before the next")
+    p.add_argument("--cache", type=str, default="", help="with --block, keep what lies outside the block from its first step: prefix or dual; off: a block-diffusion model, which keeps what it has written, reads it anew")
+    p.add_argument("--guidance", type=float, default=0., help="above 0: heed the given tokens more than the model does (twice the evaluations)")
+    p.add_argument("--toward", type=str, default="", help="words to steer towards, separated by commas")
+    p.add_argument("--strength", type=float, default=3., help="of --toward: what is added to the logits of their tokens; below 0 steers away")
+    own = {k: v for s in SAMPLERS for k, v in sampler_params(s).items()}
+    for k, v in own.items():
+        of = [s for s in SAMPLERS if k in sampler_params(s)]
+        p.add_argument(f"--{k}", type=type(v), default=v, help=f"of {' and '.join(of)} (default: {', '.join(str(sampler_params(s)[k]) for s in of)})")
+    p.add_argument("--include", type=str, default="", help="words that must occur, separated by commas")
+    p.add_argument("--avoid", type=str, default="", help="words that must not, separated by commas")
+    p.add_argument("--stream", action="store_true", help="show the text while it is written")
+    p.add_argument("--interactive", action="store_true", help="ask for prompt after prompt, and stream")
+    p.add_argument("--seed", type=int, default=0, help="another number, other texts")
+    _common(p)
+    o, given = _parse(p, args), _given(p, args)
+    _check_sampling(o, given)
+    lm = _load(o)
+    sampler = o["sampler"] or ("left-to-right" if lm.model.causal else "ancestral")
+    kw = _sampling(o, given, own, sampler, lm)
+    infill, length = "infill" in given, o["length"] or None
+    if o["interactive"]: return _converse(lambda prompt, i: lm.stream(prompt, length=length, row=i, **kw))
+    if o["stream"]: return _show(lm.stream(o["prompt"], template=o["infill"] if infill else None, length=length, **kw))
+    kw |= {k: _split(o, k) for k in ("include", "avoid") if o[k]} | dict(n=o["n"])
+    texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=length, **kw)
+    if not o["json"]: return print(f"\n{'─'*20}\n".join(texts))
+    steps = None if _free(sampler, lm) else o["steps"]
+    _json([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": steps} for t in texts])
+
+# %% ../nbs/21_cli.ipynb #3a08
+def _json(obj):
+    "Print as JSON: without NaN, and in ASCII where the output is not UTF-8"
+    from diffusion_lm.core import to_json
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf8")
+    print(re.sub(r"[\ud800-\udfff]" if utf8 else r"[^\x00-\x7f]", lambda m: json.dumps(m[0])[1:-1], to_json(obj)), flush=True)
+
 # %% ../nbs/21_cli.ipynb #1006
 def _rows(text, columns):
     "The lines of a terminal of so many columns that a text takes; what is no character to show is left out"
@@ -337,12 +346,6 @@ def _lines(prompt):
         try: yield input(prompt if sys.stdin.isatty() else "")
         except EOFError: return
         except (OSError, ValueError) as e: raise UserError(f"standard input cannot be read: {getattr(e, 'strerror', None) or e}") from None
-
-def _json(obj):
-    "Print as JSON: without NaN, and in ASCII where the output is not UTF-8"
-    from diffusion_lm.core import to_json
-    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf8")
-    print(re.sub(r"[\ud800-\udfff]" if utf8 else r"[^\x00-\x7f]", lambda m: json.dumps(m[0])[1:-1], to_json(obj)), flush=True)
 
 def _converse(write):
     "Ask for prompts until there are none, and stream what follows each; what is wrong with one costs a line"
@@ -691,28 +694,7 @@ def doctor_command(args):
         print("all is well; try: dlm demo" if out["ok"] else "something is wrong: see above")
     return 0 if out["ok"] else 1
 
-# %% ../nbs/21_cli.ipynb #0015
-COMMANDS = {"doctor": doctor_command, "demo": demo_command, "prepare": prepare_command, "train": train_command, "sample": sample_command, "chat": chat_command, "eval": eval_command, "bench": bench_command, "export": export_command, "runs": runs_command}
-
-HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
-
-  doctor       what is installed, which device is used; trains for a few seconds
-  demo         train the demonstration model and see what it writes
-  prepare      read and tokenize a text; --inspect says how difficult it is, sentence by sentence
-  train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4
-  sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
-  chat RUN     talk with a run; what was said is remembered as thoughts
-  eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
-  bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
-  export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
-  runs         list what has been trained
-
-recipes: """
-
-def _disk_full(e):
-    "Did this error, or one that led to it, come from a full disk?"
-    return e is not None and (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e) or _disk_full(e.__cause__ or e.__context__))
-
+# %% ../nbs/21_cli.ipynb #3a11
 def _line(message):
     "What is wrong, as one line: what was typed may hold line ends, or steer a terminal"
     return "dlm: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
@@ -772,6 +754,28 @@ def _on_any_terminal(command):
             except BrokenPipeError: return 0
             except ValueError as e: print(_line(e), file=sys.stderr); return 2 # a `UserError` of the flush
     return wrapped
+
+# %% ../nbs/21_cli.ipynb #0015
+COMMANDS = {"doctor": doctor_command, "demo": demo_command, "prepare": prepare_command, "train": train_command, "sample": sample_command, "chat": chat_command, "eval": eval_command, "bench": bench_command, "export": export_command, "runs": runs_command}
+
+HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
+
+  doctor       what is installed, which device is used; trains for a few seconds
+  demo         train the demonstration model and see what it writes
+  prepare      read and tokenize a text; --inspect says how difficult it is, sentence by sentence
+  train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4
+  sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
+  chat RUN     talk with a run; what was said is remembered as thoughts
+  eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
+  bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
+  export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
+  runs         list what has been trained
+
+recipes: """
+
+def _disk_full(e):
+    "Did this error, or one that led to it, come from a full disk?"
+    return e is not None and (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e) or _disk_full(e.__cause__ or e.__context__))
 
 @_on_any_terminal
 def main(args=None):
