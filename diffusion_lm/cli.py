@@ -8,7 +8,7 @@ __all__ = ['BENCHES', 'PACKAGES', 'COMMANDS', 'HELP', 'recipes', 'find_recipe', 
            'runs_command', 'training_check', 'doctor_command', 'main']
 
 # %% ../nbs/21_cli.ipynb #0004
-import contextlib, errno, functools, json, os, re, sys, time
+import contextlib, errno, functools, io, json, os, re, sys, time
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
@@ -61,8 +61,13 @@ def _parse(parser, args):
     from argparse import ArgumentError
     from diffusion_lm.core import UserError
     import yaml
-    try: return parser.parse_args(args).as_dict()
+    said = io.StringIO() # the parser of a section's help ends the program in its own way
+    try:
+        with contextlib.redirect_stderr(said): return parser.parse_args(args).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError, yaml.YAMLError) as e: raise UserError(_plain(e, parser)) from None
+    except SystemExit as e:
+        if not e.code: raise
+        raise UserError(_plain(said.getvalue().split("error:")[-1], parser)) from None
 
 # %% ../nbs/21_cli.ipynb #3a03
 def _given(parser, args):
