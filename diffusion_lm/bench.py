@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'STATED_FOR', 'SAVINGS', 'clock', 'interleaved', 'matmul_peak', 'train_flops', 'XTransformer', 'XObjective',
-           'FixedBatch', 'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'met', 'bench_train',
-           'bench_table', 'verdicts', 'timed', 'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'bench_memory',
-           'memory_table']
+           'FixedBatch', 'Contestant', 'contestants', 'resident', 'afresh', 'turns', 'spread', 'met', 'span',
+           'bench_train', 'bench_table', 'verdicts', 'timed', 'Stopwatch', 'overhead', 'overhead_table', 'AllLogits',
+           'bench_memory', 'memory_table']
 
 # %% ../nbs/20a_bench.ipynb #0003
 import contextlib, os, statistics, tempfile, time
@@ -191,9 +191,13 @@ def spread(values):
     "Median and range"
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
 
-def met(v, target): # what `spread` returns
+def met(v, target): # what spread returns
     "True or False where all rounds agree on which side of the target they are, None where they do not"
     return None if v.get("value") is None or v["low"] < target <= v["high"] else v["low"] >= target
+
+def span(v, f=".2f"): # what spread returns
+    "Its range as text to put behind the median; nothing where there was one round"
+    return "" if v["low"] == v["high"] else f" ({v['low']:{f}} – {v['high']:{f}})"
 
 def _load(): return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
@@ -252,7 +256,7 @@ def bench_table(r): # what bench_train returns
     for c in r["contestants"]:
         s, first, memory = c["ratio"], c is r["contestants"][0], "–" if c["peak_memory"] is None else f"{c['peak_memory']/1e6:,.0f}"
         lines.append(f"| {c['name']} | {c['dtype']} | {c['optimizer']} | {1e3*c['seconds']:.1f} | {1e3*c['cpu_seconds']:.1f} | {c['tokens_per_second']:,.0f} | {c['gflops']:.1f} "
-                     f"| {c['mfu']:.3f} | {memory} | " + ("1 |" if first else f"{s['value']:.2f} ({s['low']:.2f} – {s['high']:.2f}) |"))
+                     f"| {c['mfu']:.3f} | {memory} | " + ("1 |" if first else f"{s['value']:.2f}{span(s)} |"))
     return lines
 
 def verdicts(r):
@@ -261,7 +265,7 @@ def verdicts(r):
     for k, what in (("mfu", "MFU {:.2f} of the measured peak in {dtype}"), ("speedup", "{:.2f}× the tokens/s of x-transformers in {peer_dtype}")):
         v = r["targets"][k]
         if v["value"] is None: continue
-        out.append(f"{what.format(v['value'], **v)} ({v['low']:.2f} – {v['high']:.2f}): target {v['target']:.2f} {says[met(v, v['target'])]}, aim {v['aim']:.2f} {says[met(v, v['aim'])]}")
+        out.append(f"{what.format(v['value'], **v)}{span(v)}: target {v['target']:.2f} {says[met(v, v['target'])]}, aim {v['aim']:.2f} {says[met(v, v['aim'])]}")
     return out + [f"(these targets are stated for {STATED_FOR})"]*(not r["targets"]["applies"])
 
 # %% ../nbs/20a_bench.ipynb #0025

@@ -176,6 +176,8 @@ def main(args=None):
     p.add_argument("--threads", type=_whole, default=0, help="of the CPU (default: as many as there are cores)")
     p.add_argument("--json", metavar="FILE", help="write the JSON there (else to standard output)")
     a = p.parse_args(args)
+    for s in (sys.stdout, sys.stderr): # a code page need not have every character
+        if hasattr(s, "reconfigure"): s.reconfigure(errors="backslashreplace")
     try:
         if a.json and not Path(a.json).absolute().parent.is_dir(): raise BadInput(f"{Path(a.json).parent} is not a folder") # before the minutes are spent
         r = bench_device(a.folder, a.provider, a.threads, a.steps, a.n, lambda s: print(s, file=sys.stderr))

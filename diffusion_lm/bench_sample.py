@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from .bench import XObjective, XTransformer, _load, _x_transformers, afresh, clock, met, resident, spread, turns
+from .bench import XObjective, XTransformer, _load, _x_transformers, afresh, clock, met, resident, span, spread, turns
 from .block import make_model
 from .core import UserError, autocast, describe_machine, keep_memory, peak_memory, pick_device, pick_dtype, seed_everything
 from .models import ModelConfig
@@ -73,6 +73,7 @@ def bench_sample(config=None, vocab=4096, batches=(1, 16), lengths=(128, 256), s
     "Measure how fast text is written; a dict that fits into JSON"
     config, device, rows, blocks = config or ModelConfig("tiny"), pick_device(device), [], []
     if rounds < 1: raise UserError(f"rounds must be at least 1, got {rounds}")
+    if device.type != "cuda" and dtype not in ("auto", "float32"): raise UserError(f"on {device.type} text is written in float32: leave out dtype {dtype}")
     dtype, load = pick_dtype(device, dtype) if device.type == "cuda" else torch.float32, _load() # on a CPU text is written in float32
     if device.type == "cpu": keep_memory()
     if peer: _x_transformers()
@@ -129,7 +130,7 @@ def sample_table(rows): # of bench_sample
     lines = ["| writer | batch | length | steps | evaluations | seconds | tokens/s | time, first = 1 | memory |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for r in rows:
         t, m = r["times_slower"], r.get("peak_memory")
-        lines.append(f"| {r['name']} | {r['batch']} | {r['length']} | {r['steps']} | {r['evaluations']} | {r['seconds']:.2f} | {r['tokens_per_second']:,.0f} | {t['value']:.2f} ({t['low']:.2f} – {t['high']:.2f}) | {'–' if m is None else f'{m/1e6:,.0f} MB'} |")
+        lines.append(f"| {r['name']} | {r['batch']} | {r['length']} | {r['steps']} | {r['evaluations']} | {r['seconds']:.2f} | {r['tokens_per_second']:,.0f} | {t['value']:.2f}{span(t)} | {'–' if m is None else f'{m/1e6:,.0f} MB'} |")
     return lines
 
 def sample_verdicts(r): # what bench_sample returns

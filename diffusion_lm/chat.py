@@ -13,6 +13,7 @@ import torch
 from fastcore.basics import patch
 
 from .core import UserError, autocast, unknown
+from .lm import _words
 from .models import read_weights, save_weights
 from .policies import check_shape, make_policy
 from .sampler import denoise, denoising_player, repair
@@ -52,6 +53,7 @@ class Chat:
         if not 1 <= self.length <= most: raise UserError(f"length must be between 1 and {most}, got {self.length}")
         if not 1 <= steps <= 1 << 16: raise UserError(f"steps must be between 1 and {1 << 16}, got {steps}")
         make_policy(self.sampler); check_shape(temperature) # complain about both now
+        if lm.model.causal and self.sampler != "left-to-right": raise UserError(f"an autoregressive model samples left-to-right, not by '{self.sampler}'")
 
     def begin(self):
         "A talk in which nothing has been said"
@@ -80,11 +82,11 @@ class Chat:
 @patch
 def say(self:Chat, talk, prompt,
         attempt=0,   # another number, another answer
-        toward=()):  # words towards which the newest thought is steered first
+        toward=()):  # a word or several, towards which the newest thought is steered first
     "Yield the `Talk` after every step; the last is the one to go on with"
     tok, (s, asked) = self.lm.tokenizer, self.asked(talk, prompt)
     x = torch.tensor([[*asked, *[tok.mask]*self.length]], device=self.lm.home)
-    if toward: s = self._steer(s, x, toward)
+    if toward: s = self._steer(s, x, _words(toward, "toward"))
     turn = Turn(prompt, attempt, (), (), (), talk.tail, talk.thoughts)
     n, when = len(asked), torch.zeros(self.length, dtype=torch.long)
     with autocast(self.lm.device, self.lm.dtype):
@@ -222,10 +224,15 @@ def _file(words):
     if not words: raise UserError("name a file")
     return words[0]
 
+_TAKES = {"/mend": 1, "/steer": 99, "/mix": 2} # words behind a command; /save and /load take the rest of the line, for a name may have spaces
+
 @patch
 def obey(self:Chat, talk, line, show, say=print): # show: draws what is streamed, pairs of a text and anything; say: prints a line
     "The `Chat` and the `Talk` after a line of input; None for the talk at the end"
-    name, *words = line.split() if line.startswith("/") else ["", line]
+    name, *words = line.strip().split(None, 1 if line.startswith(("/save ", "/load ")) else -1) if line.startswith("/") else ["", line]
+    names = [k.split()[0] for k in COMMANDS]
+    if name and name not in names: raise unknown("command", name, names)
+    if name and len(words) > (most := _TAKES.get(name, int(name in ("/save", "/load")))): raise UserError(f"'{words[most]}' is one word too many for {name}")
     def stream(talks):
         for talk in talks: kept.append(talk); yield self.text(talk.turns[-1]), None
     kept = [talk]
@@ -239,11 +246,10 @@ def obey(self:Chat, talk, line, show, say=print): # show: draws what is streamed
     elif name == "/save": self.save(talk, _file(words)); say(f"kept in {words[0]}")
     elif name == "/load":
         self, back = load_talk(self.lm, _file(words)); kept.append(back)
-        say(f"a talk of {len(back.turns)} turns")
+        say(f"a talk of {len(back.turns)} turns, held with " + ", ".join(f"{k} {getattr(self, k)}" for k in self.options))
     elif name == "/mix": kept.append(self.mix(talk, load_talk(self.lm, _file(words))[1], _number("".join(words[1:2]), .5)))
     elif name == "/help": say("\n".join(f"{k:20s}{v}" for k, v in COMMANDS.items()))
-    elif name == "/quit": return self, None
-    else: raise unknown("command", name, [k.split()[0] for k in COMMANDS])
+    else: return self, None # /quit
     return self, kept[-1]
 
 @patch

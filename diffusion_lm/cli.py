@@ -8,7 +8,7 @@ __all__ = ['BENCHES', 'PACKAGES', 'COMMANDS', 'HELP', 'recipes', 'find_recipe', 
            'runs_command', 'training_check', 'doctor_command', 'main']
 
 # %% ../nbs/21_cli.ipynb #0004
-import errno, json, os, re, sys, time
+import contextlib, errno, functools, io, json, os, re, sys, time
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
@@ -61,8 +61,26 @@ def _parse(parser, args):
     from argparse import ArgumentError
     from diffusion_lm.core import UserError
     import yaml
-    try: return parser.parse_args(args).as_dict()
+    said = io.StringIO() # the parser of a section's help ends the program in its own way
+    try:
+        with contextlib.redirect_stderr(said): return parser.parse_args(args).as_dict()
     except (ArgumentError, TypeError, ValueError, KeyError, yaml.YAMLError) as e: raise UserError(_plain(e, parser)) from None
+    except SystemExit as e:
+        if not e.code: raise
+        raise UserError(_plain(said.getvalue().split("error:")[-1], parser)) from None
+
+# %% ../nbs/21_cli.ipynb #3a03
+def _given(parser, args):
+    "Names of the options that stand in `args`"
+    names = {o: a.dest for a in parser._actions for o in a.option_strings}
+    return {names[o] for o in (a.split("=")[0] for a in args) if o in names}
+
+def _refuse(given, *rules): # (names of options, may they stand here?, what to say of one that may not)
+    "Raise `UserError` for the first option that was given where it changes nothing"
+    from diffusion_lm.core import UserError
+    for names, fits, why in rules:
+        for k in names.split():
+            if k in given and not fits: raise UserError(f"{'-n' if k == 'n' else '--' + k.replace('_', '-')} {why}")
 
 # %% ../nbs/21_cli.ipynb #000c
 def _train_parser(command="train"):
@@ -128,6 +146,7 @@ def prepare_command(args):
     from diffusion_lm.data import SIDES, prepare
     from diffusion_lm.run import stages_of
     cfg, o = parse_train(args, "prepare")
+    _refuse({"out"} if o["out"] else (), ("out", o["inspect"], "goes with --inspect"))
     cfg = replace(cfg, model=cfg.model.resolve(), curriculum=(cfg.curriculum or CurriculumConfig()).check())
     corpus, tok, store = prepare(cfg.data, cfg.tokenizer)
     out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name}
@@ -140,24 +159,40 @@ def prepare_command(args):
         folder = Path(o["out"] or f"{Path(cfg.data.path).stem}-inspect")
         out["inspect"] = inspect_book(book, stages, cfg.curriculum, folder)
         lines += ["", *_table(stage_table(stages)), "", f"{_short(folder/'report.html')} to read, segments.parquet and stages.json beside it for programs"]
-    print(json.dumps(out) if o["json"] else "\n".join(lines))
+    if o["json"]: return _json(out)
+    print("\n".join(lines))
 
 def train_command(args, command="train"):
     "dlm train"
     from diffusion_lm.core import read_json
     from diffusion_lm.run import figures_table, train
     cfg, o = parse_train(args, command)
+    _check_training(args, cfg, o)
     run = train(cfg, o["name"], o["out"] or None, o["resume"], o["overwrite"])
     if os.environ.get("RANK", "0") != "0": return # of several processes, one speaks
     s = read_json(run/"summary.json")
-    if o["json"]: return print(json.dumps(s))
+    if o["json"]: return _json(s)
     print("\n".join(_table(figures_table(s))))
     print(f"\n{_files(run)}")
 
+def _check_training(args, cfg, o):
+    "Refuse options that contradict each other, or that would change nothing"
+    from diffusion_lm.core import UserError
+    from diffusion_lm.run import idle
+    if o["resume"] and o["overwrite"]: raise UserError("--resume goes on with a run and --overwrite replaces it: leave out one of them")
+    if "--memory-efficient" in args and str(_value(args, "--trainer.checkpointing")).lower() == "false": raise UserError("--memory-efficient recomputes the blocks, --trainer.checkpointing false does not: leave out one of them")
+    given = {a.split("=")[0].lstrip("-") for a in args if a.startswith("--")}
+    for k, why in idle(cfg):
+        if k in given: raise UserError(f"--{k} changes nothing: {why}")
+
 def demo_command(args):
     "dlm demo"
-    train_command(["--config", "demo", "--name", "demo", "--overwrite", *args], "demo")
-    if "--json" not in args: print('\nNext: dlm sample demo --prompt "My fellow citizens" -n 4        dlm eval demo')
+    from diffusion_lm.core import UserError
+    name = _value(args, "--name")
+    if _value(args, "--config") is not None: raise UserError("demo has a recipe of its own: for another, dlm train --config RECIPE")
+    if "--resume" in args: raise UserError("demo begins anew; to go on with one that was stopped: dlm train --name demo --resume")
+    train_command(["--config", "demo", *([] if name else ["--name", "demo", "--overwrite"]), *args], "demo") # it replaces no run but its own
+    if "--json" not in args: print(f'\nNext: dlm sample {name or "demo"} --prompt "My fellow citizens" -n 4        dlm eval {name or "demo"}')
 
 def _table(lines):
     "A Markdown table for a terminal"
@@ -175,9 +210,55 @@ def _files(run):
     return "\n".join(f"{_short(run/n):34s} {what}" for n, what in names.items() if (run/n).exists())
 
 # %% ../nbs/21_cli.ipynb #0010
+def _check_sampling(o, given):
+    "Refuse what cannot be before the model is loaded"
+    from diffusion_lm.core import UserError
+    if "infill" in given and o["prompt"]: raise UserError("--prompt and --infill exclude each other: write the prompt into the template")
+    if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
+    if o["top_k"] < 0 or "top_k" in given and not o["top_k"]: raise UserError(f"top_k must be at least 1, got {o['top_k']}")
+    if o["length"] < 0 or "length" in given and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
+    shows, alone = o["stream"] or o["interactive"], "does not go with --stream and --interactive, which show one text at a time"
+    _refuse(given, ("json include avoid", not shows, alone), ("n", not shows or o["n"] == 1, alone),
+            ("prompt infill", not o["interactive"], "does not go with --interactive, which asks for prompts"),
+            ("include", "infill" not in given, "goes with --prompt; write the words into the template"),
+            ("length", "infill" not in given, "goes with --prompt; a template has its own length"),
+            ("strength", o["toward"], "goes with --toward"))
+    for k in ("include", "avoid", "toward"): _split(o, k)
+    if o["interactive"]: _need_input()
+
+def _split(o, k):
+    "The words of an option, which are separated by commas"
+    from diffusion_lm.core import UserError
+    words = [w.strip() for w in o[k].split(",") if w.strip()]
+    if o[k] and not words: raise UserError(f"--{k} has no word in it: '{o[k]}'")
+    return words
+
+def _free(sampler, lm):
+    "Does it choose its own number of steps?"
+    from diffusion_lm.policies import make_policy
+    return lm.model.causal or make_policy(sampler).grows
+
+def _note_steps(given, sampler, lm):
+    "Say so where --steps changes nothing: it is no mistake to compare samplers at so many steps at most"
+    if "steps" in given and _free(sampler, lm): print(f"{sampler} chooses its own number of steps: --steps changes nothing", file=sys.stderr)
+
+def _sampling(o, given, own, sampler, lm):
+    "Options of `DiffusionLM.generate`"
+    from diffusion_lm.core import UserError
+    if lm.model.causal and sampler != "left-to-right": raise UserError(f"an autoregressive model samples left-to-right, not by '{sampler}'")
+    _note_steps(given, sampler, lm)
+    _refuse(given, ("grid", not _free(sampler, lm), f"goes with a sampler that follows a grid; {sampler} chooses its own number of steps"),
+            ("cool", _free(sampler, lm) or o["steps"] > 1, "needs more than one step to go from one temperature to another"),
+            ("kind", o["kind"] != "loop" or o["steps"] > 2, "loop needs at least three steps"),
+            ("top_k top_p", o["temperature"] or "cool" in given, "changes nothing at temperature 0, which takes the most probable token"))
+    target = dict(target=lm.toward(_split(o, "toward"), o["strength"])) if o["toward"] else {}
+    return dict(steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=(o["temperature"], o["cool"]) if "cool" in given else o["temperature"],
+                top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"], repetition=o["repetition"], block=o["block"] if "block" in given else None,
+                cache=o["cache"] or None, guidance=o["guidance"], **{k: o[k] for k in own if k in given}, **target)
+
+# %% ../nbs/21_cli.ipynb #3a06
 def sample_command(args):
     "dlm sample RUN"
-    from diffusion_lm.core import UserError
     from diffusion_lm.policies import SAMPLERS, sampler_params
     p = _parser("sample", "Write text with a trained run.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
@@ -186,7 +267,7 @@ def sample_command(args):
     p.add_argument("-n", "--n", type=int, default=1, help="how many samples")
     p.add_argument("--length", type=int, default=0, help="tokens in all, prompt included (default: the model's context)")
     p.add_argument("--sampler", type=str, default="", help=f"one of {', '.join(SAMPLERS)}")
-    p.add_argument("--steps", type=int, default=64, help="denoising steps")
+    p.add_argument("--steps", type=int, default=64, help="denoising steps; a sampler that chooses its own number takes no notice")
     p.add_argument("--grid", type=str, default="uniform", help="how the steps are spread: uniform, cosine, fisher-rao, or learned from the run's own losses")
     p.add_argument("--temperature", type=float, default=1., help="below 1 tidier, above 1 wilder, 0 the most probable")
     p.add_argument("--top-k", "--top_k", dest="top_k", type=int, default=0, help="draw from the k most probable tokens")
@@ -206,59 +287,77 @@ def sample_command(args):
     p.add_argument("--avoid", type=str, default="", help="words that must not, separated by commas")
     p.add_argument("--stream", action="store_true", help="show the text while it is written")
     p.add_argument("--interactive", action="store_true", help="ask for prompt after prompt, and stream")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="another number, other texts")
     _common(p)
-    o = _parse(p, args)
-    infill = _value(args, "--infill") is not None
-    if infill and o["prompt"]: raise UserError("--prompt and --infill exclude each other: write the prompt into the template")
-    if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
-    if o["top_k"] < 0: raise UserError(f"top_k must be at least 1, got {o['top_k']}")
-    if o["length"] < 0 or _value(args, "--length") and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
+    o, given = _parse(p, args), _given(p, args)
+    _check_sampling(o, given)
     lm = _load(o)
     sampler = o["sampler"] or ("left-to-right" if lm.model.causal else "ancestral")
-    given = lambda k: _value(args, f"--{k}") is not None
-    kw = dict(n=o["n"], steps=o["steps"], sampler=sampler, grid_name=o["grid"], temperature=(o["temperature"], o["cool"]) if given("cool") else o["temperature"],
-              top_k=o["top_k"] or None, top_p=o["top_p"], seed=o["seed"], repetition=o["repetition"], block=o["block"] if given("block") else None,
-              cache=o["cache"] or None, guidance=o["guidance"], **{k: o[k] for k in own if given(k)})
-    words = {k: [w.strip() for w in o[k].split(",") if w.strip()] for k in ("include", "avoid", "toward") if o[k]}
-    if given("strength") and "toward" not in words: raise UserError("--strength goes with --toward")
-    if "toward" in words: kw["target"] = lm.toward(words.pop("toward"), o["strength"])
-    if o["stream"] or o["interactive"]:
-        if o["json"] or words or o["n"] != 1: raise UserError("--stream and --interactive show one text at a time: without --json, -n, --include and --avoid")
-        del kw["n"]
-        if o["interactive"]: return _converse(lambda prompt, i: lm.stream(prompt, length=o["length"] or None, row=i, **kw))
-        return _show(lm.stream(o["prompt"], template=o["infill"] if infill else None, length=o["length"] or None, **kw))
-    if infill and "include" in words: raise UserError("--include goes with --prompt; write the words into the template")
-    kw |= words
-    if infill and o["length"]: raise UserError("--length goes with --prompt; a template has its own length")
-    texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=o["length"] or None, **kw)
-    if o["json"]: return print(json.dumps([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": o["steps"]} for t in texts], ensure_ascii=False))
-    print(f"\n{'─'*20}\n".join(texts))
+    kw = _sampling(o, given, own, sampler, lm)
+    infill, length = "infill" in given, o["length"] or None
+    if o["interactive"]: return _converse(lambda prompt, i: lm.stream(prompt, length=length, row=i, **kw))
+    if o["stream"]: return _show(lm.stream(o["prompt"], template=o["infill"] if infill else None, length=length, **kw))
+    kw |= {k: _split(o, k) for k in ("include", "avoid") if o[k]} | dict(n=o["n"])
+    texts = lm.infill(o["infill"], **kw) if infill else lm.generate(o["prompt"], length=length, **kw)
+    if not o["json"]: return print(f"\n{'─'*20}\n".join(texts))
+    steps = None if _free(sampler, lm) else o["steps"]
+    _json([{"text": t, "prompt": o["infill"] or o["prompt"], "seed": o["seed"], "sampler": sampler, "steps": steps} for t in texts])
+
+# %% ../nbs/21_cli.ipynb #3a08
+def _json(obj):
+    "Print as JSON: without NaN, and in ASCII where the output is not UTF-8"
+    from diffusion_lm.core import to_json
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf8")
+    print(re.sub(r"[\ud800-\udfff]" if utf8 else r"[^\x00-\x7f]", lambda m: json.dumps(m[0])[1:-1], to_json(obj)), flush=True)
 
 # %% ../nbs/21_cli.ipynb #1006
+def _rows(text, columns):
+    "The lines of a terminal of so many columns that a text takes; what is no character to show is left out"
+    import unicodedata
+    rows = []
+    for line in text.split("\n"):
+        row, wide = "", 0
+        for c in filter(str.isprintable, line): # a model may write anything
+            w = 2 if unicodedata.east_asian_width(c) in "WF" else 1
+            if row and wide + w >= columns: rows.append(row); row, wide = "", 0
+            row, wide = row + c, wide + w
+        rows.append(row)
+    return rows
+
 def _show(frames, out=None):
     "Show a text while it is written, in place on a terminal; elsewhere only the end"
-    import shutil, unicodedata
+    import shutil
     out, text, above = out or sys.stdout, "", 0
-    width = lambda line: sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
+    live = out.isatty() and os.environ.get("TERM", "") not in ("", "dumb") # it can move its cursor
     for text, _ in frames:
-        if not out.isatty(): continue
-        columns, rows = shutil.get_terminal_size()
-        shown = [l for line in text.split("\n") for l in ([line] if width(line) < columns else [line[i:i + columns//2] for i in range(0, len(line), columns//2)])][-(rows - 1):]
-        out.write((f"\x1b[{above}A" if above else "") + "\x1b[J" + "".join("".join(c for c in l if c.isprintable()) + "\n" for l in shown)) # a model may write anything
+        if not live: continue
+        columns, lines = shutil.get_terminal_size()
+        rows = _rows(text, columns)[-max(1, lines - 1):]
+        out.write((f"\x1b[{above}A" if above else "") + "\x1b[J" + "".join(r + "\n" for r in rows))
         out.flush()
-        above = len(shown)
-    if not out.isatty(): print(text, file=out)
+        above = len(rows)
+    if above: out.write(f"\x1b[{above}A\x1b[J") # what did not fit on the screen is there in the end
+    print("\n".join("".join(filter(str.isprintable, l)) for l in text.split("\n")) if out.isatty() else text, file=out, flush=True)
+
+def _need_input():
+    "Refuse a standard input that is closed"
+    from diffusion_lm.core import UserError
+    if sys.stdin is None or sys.stdin.closed: raise UserError("standard input is closed: nothing can be asked for")
 
 def _lines(prompt):
     "What is typed, line by line, until it ends"
+    from diffusion_lm.core import UserError
     while True:
         try: yield input(prompt if sys.stdin.isatty() else "")
         except EOFError: return
+        except (OSError, ValueError) as e: raise UserError(f"standard input cannot be read: {getattr(e, 'strerror', None) or e}") from None
 
 def _converse(write):
-    "Ask for prompts until there are none, and stream what follows each"
-    for i, prompt in enumerate(_lines("prompt> ")): _show(write(prompt, i))
+    "Ask for prompts until there are none, and stream what follows each; what is wrong with one costs a line"
+    from diffusion_lm.core import UserError
+    for i, prompt in enumerate(_lines("prompt> ")):
+        try: _show(write(prompt, i))
+        except UserError as e: print(_line(e), file=sys.stderr)
 
 # %% ../nbs/21_cli.ipynb #0010a
 def _common(parser):
@@ -280,28 +379,31 @@ def chat_command(args):
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
     p.add_argument("--session", type=str, default="", help="a file in which the talk is kept; if it is there, the talk goes on")
     p.add_argument("--length", type=int, default=48, help="tokens of an answer, at most (default: 48, or half the context)")
-    p.add_argument("--steps", type=int, default=32, help="denoising steps of an answer")
+    p.add_argument("--steps", type=int, default=32, help="denoising steps of an answer; a sampler that chooses its own number takes no notice")
     p.add_argument("--sampler", type=str, default="", help="as of dlm sample")
     p.add_argument("--temperature", type=float, default=.8, help="below 1 tidier, above 1 wilder")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="another number, other answers")
     _common(p)
-    o = _parse(p, args)
+    o, given = _parse(p, args), _given(p, args)
     if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
-    lm, options = _load(o), {k: o[k] for k in Chat.options if _value(args, f"--{k}") is not None}
+    _need_input()
+    lm, options = _load(o), {k: o[k] for k in Chat.options if k in given}
+    if not options.get("sampler", 1): del options["sampler"] # the default
     if o["session"] and Path(o["session"]).exists(): chat, talk = load_talk(lm, o["session"], **options)
     else:
         chat = Chat(lm, **options); talk = chat.begin()
-        if o["session"]: chat.save(talk, o["session"]) # better to learn now that this cannot be written
+    _note_steps(given, chat.sampler, lm)
+    if o["session"] and not Path(o["session"]).exists(): chat.save(talk, o["session"]) # better to learn now that this cannot be written
     if sys.stdin.isatty(): print(f"{lm}\nSay something; /help lists commands, /quit ends.")
     for line in _lines("> "):
         turns = talk.turns
         try: chat, now = chat.obey(talk, line, (lambda f: [None for _ in f]) if o["json"] else _show, lambda s: print(s, file=sys.stderr if o["json"] else sys.stdout))
-        except UserError as e: print(f"dlm: {e}", file=sys.stderr); continue
+        except UserError as e: print(_line(e), file=sys.stderr); continue
         except KeyboardInterrupt: print("\n(stopped)", file=sys.stderr); continue # of the answer; the talk is as it was
         if now is None: return
         talk = now
         if o["session"]: chat.save(talk, o["session"])
-        if o["json"] and talk.turns and talk.turns is not turns: print(json.dumps({"prompt": talk.turns[-1].prompt, "text": chat.text(talk.turns[-1])}, ensure_ascii=False), flush=True)
+        if o["json"] and talk.turns and talk.turns is not turns: _json({"prompt": talk.turns[-1].prompt, "text": chat.text(talk.turns[-1])})
 
 # %% ../nbs/21_cli.ipynb #0010b
 def _eval_style(o):
@@ -310,14 +412,13 @@ def _eval_style(o):
     from diffusion_lm.data import body, read_utf8
     from diffusion_lm.run import load_config, style_figures
     from diffusion_lm.style import style_table
-    if o["file"] or o["max_tokens"]: raise UserError("--style writes texts of its own: leave out --file and --max-tokens")
     if o["samples"] < 2: raise UserError(f"--samples must be at least 2, got {o['samples']}")
     if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
     reference = body(read_utf8(o["reference"])) if o["reference"] else None
     lm = _load(o)
     print(f"writing {o['samples']} texts", file=sys.stderr)
     r = style_figures(load_config(find_run(o["run"], o["out"] or None)/"config.yaml"), lm, reference, o["samples"], o["seed"])
-    if o["json"]: return print(json.dumps({"name": lm.name} | r))
+    if o["json"]: return _json({"name": lm.name} | r)
     print("\n".join(_table(style_table(r))))
     print(f"\n{r['texts']} texts of {r['words']:,} words beside {r['reference_words']:,}; intervals by text, those of the book's distances by piece of {r['words']:,} words")
 
@@ -325,7 +426,7 @@ def eval_command(args):
     "dlm eval RUN"
     from diffusion_lm.core import UserError, find_run, pick_dtype
     from diffusion_lm.data import read_utf8, store_of
-    from diffusion_lm.metrics import Estimate
+    from diffusion_lm.metrics import Estimate, is_exact
     from diffusion_lm.models import n_params
     from diffusion_lm.run import load_config, test_figures
     p = _parser("eval", "Score the run's own test text, or a file.")
@@ -336,17 +437,17 @@ def eval_command(args):
     p.add_argument("--reference", type=str, default="", help="with --style: a UTF-8 text file to compare with (default: the run's own text)")
     p.add_argument("--samples", type=int, default=32, help="with --style: how many texts to write")
     p.add_argument("--seed", type=int, default=0, help="with --style: of the texts")
-    p.add_argument("--max-tokens", dest="max_tokens", type=int, default=0, help="score at most so many tokens")
+    p.add_argument("--max-tokens", dest="max_tokens", type=int, default=0, help="score at most so many tokens, one window at least")
     _common(p)
-    o = _parse(p, args)
+    o, given = _parse(p, args), _given(p, args)
+    _refuse(given, ("reference samples seed", o["style"], "goes with --style"), ("file max_tokens draws", not o["style"], "does not go with --style, which judges texts of its own"),
+            ("max_tokens", not o["file"], "goes with the run's own test text; a file is scored whole"))
     if o["draws"] < 1: raise UserError(f"--draws must be at least 1, got {o['draws']}")
-    if o["file"] and o["max_tokens"]: raise UserError("--max-tokens goes with the run's own test text; a file is scored whole")
-    if o["max_tokens"] < 0: raise UserError(f"--max-tokens must not be negative, got {o['max_tokens']}")
-    given = [f"--{k}" for k in ("reference", "samples", "seed") if _value(args, f"--{k}") is not None]
-    if given and not o["style"]: raise UserError(f"{given[0]} goes with --style")
+    if o["max_tokens"] < 0 or "max_tokens" in given and not o["max_tokens"]: raise UserError(f"--max-tokens must be at least 1, got {o['max_tokens']}")
     if o["style"]: return _eval_style(o)
     text = read_utf8(o["file"]) if o["file"] else None
     lm, start = _load(o), time.perf_counter()
+    _refuse(given, ("draws", not is_exact(lm.model), "goes with a bound; the score of this run is exact"))
     lm.dtype = pick_dtype(lm.device)
     if text is not None: figures = lm.score(text, o["draws"])
     else:
@@ -355,15 +456,19 @@ def eval_command(args):
     seconds = time.perf_counter() - start
     out = {"name": lm.name, "parameters": n_params(lm.model), "tokens": figures["tokens_scored"], "seconds": round(seconds, 2),
            "tokens_per_second": round(figures["tokens_scored"]*figures.get("draws", 1)/seconds), "device": str(lm.device), "dtype": str(lm.dtype)[6:], **figures}
-    if o["json"]: return print(json.dumps(out))
+    if o["json"]: return _json(out)
     for k in ("bits_per_byte", "nats_per_token", "perplexity"): print(Estimate(**out[k]))
-    if out.get("monte_carlo_error"): print(f"Monte-Carlo error of the bound ±{1.96*out['monte_carlo_error']:.4f} bits/byte ({out['draws']} draws)")
+    if out.get("draws") == 1 and not is_exact(lm.model): print("the Monte-Carlo error of the bound is not known: one draw has no spread")
+    elif out.get("monte_carlo_error"): print(f"Monte-Carlo error of the bound ±{1.96*out['monte_carlo_error']:.4f} bits/byte ({out['draws']} draws)")
     if "masked_accuracy" in out: print("masked tokens guessed right: " + ", ".join(f"{v:.1%} at {k} corruption" for k, v in out["masked_accuracy"].items() if v is not None))
     print(f"{out['tokens']:,} tokens in {seconds:.1f} s on {out['device']} in {out['dtype']}")
 
 # %% ../nbs/21_cli.ipynb #1001
 BENCHES = {"train": "a training step, turn by turn with x-transformers'", "overhead": "where the time of the training loop goes", "memory": "what each way to save memory saves and costs",
            "sample": "writing text, turn by turn with x-transformers', and with each cache", "drift": "how far a run's predictions are off with prefix and dual caches"}
+
+_BENCH_OPTIONS = {"train": "preset vocab length batch rounds device dtype compile no_peer all_dtypes", "overhead": "minutes", "memory": "preset vocab length batch device",
+                  "sample": "preset vocab length rounds device dtype compile no_peer", "drift": "out device"} # of each benchmark, beside --json
 
 def _bench_options(args):
     "The options of `dlm bench`"
@@ -382,14 +487,18 @@ def _bench_options(args):
     p.add_argument("--no-peer", dest="no_peer", action="store_true", help="without x-transformers")
     p.add_argument("--all-dtypes", dest="all_dtypes", action="store_true", help="x-transformers in bfloat16 even where the hardware only emulates it")
     p.add_argument("--minutes", type=float, default=1., help="overhead: how long to train")
+    p.add_argument("--out", type=str, default="", help="drift: folder of runs (default: checkpoints)")
     p.add_argument("--json", action="store_true", help="machine-readable results")
-    o = _parse(p, args)
+    o, given = _parse(p, args), _given(p, args)
     if o["what"] not in BENCHES: raise unknown("benchmark", o["what"], BENCHES)
     if bool(o["run"]) != (o["what"] == "drift"): raise UserError("bench drift needs a run" if o["what"] == "drift" else f"'{o['run']}' is one argument too many")
-    if _value(args, "--rounds") is None: o["rounds"] = 3 if o["what"] == "sample" else 7
-    if _value(args, "--vocab") is None: o["vocab"] = 4096 if o["what"] == "sample" else 8192
-    if _value(args, "--preset") is None: o["preset"] = "tiny" if o["what"] == "sample" else "small"
-    if o["length"] < 0 or _value(args, "--length") and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
+    for k in given - {"json", *_BENCH_OPTIONS[o["what"]].split()}:
+        raise UserError(f"--{k.replace('_', '-')} goes with " + " and ".join(f"bench {b}" for b in BENCHES if k in _BENCH_OPTIONS[b].split()) + f", not with bench {o['what']}")
+    _refuse(given, ("all_dtypes", not o["no_peer"], "is about x-transformers, which --no-peer leaves out"))
+    if "rounds" not in given: o["rounds"] = 3 if o["what"] == "sample" else 7
+    if "vocab" not in given: o["vocab"] = 4096 if o["what"] == "sample" else 8192
+    if "preset" not in given: o["preset"] = "tiny" if o["what"] == "sample" else "small"
+    if o["length"] < 0 or "length" in given and not o["length"]: raise UserError(f"length must be at least 1, got {o['length']}")
     if not 0 < o["minutes"] < float("inf"): raise UserError(f"minutes must be above 0 and finite, got {o['minutes']:g}")
     return o
 
@@ -397,20 +506,18 @@ def _bench_options(args):
 def _bench_drift(o, say):
     "dlm bench drift RUN"
     from diffusion_lm.bench_sample import bench_drift, drift_table
-    from diffusion_lm.core import to_json
-    d = bench_drift(_load(o | {"out": ""}), say=say)
-    if o["json"]: return print(to_json(d))
+    d = bench_drift(_load(o), say=say)
+    if o["json"]: return _json(d)
     print(f"{d['name']}: {d['texts']} texts of {d['length']} tokens in {d['steps']} steps, with each cache against none\n")
     print("\n".join(_table(drift_table(d))))
 
 def _bench_sample(o, say):
     "dlm bench sample"
     from diffusion_lm.bench_sample import bench_sample, sample_table, sample_verdicts
-    from diffusion_lm.core import to_json
     from diffusion_lm.models import ModelConfig
     more = dict(lengths=(o["length"],)) if o["length"] else {}
     r = bench_sample(ModelConfig(o["preset"]), o["vocab"], rounds=o["rounds"], device=o["device"], dtype=o["dtype"], compile=o["compile"], peer=not o["no_peer"], say=say, **more)
-    if o["json"]: return print(to_json(r))
+    if o["json"]: return _json(r)
     print(f"{r['machine']}, {r['device']} in {r['dtype']}, torch {r['torch']}; preset {r['preset']}, vocabulary {r['vocab']:,}; medians of {r['rounds']} rounds\n")
     print("\n".join([*_table(sample_table(r["rows"])), "", *_table(sample_table(r["blocks"])), "", *sample_verdicts(r)]))
 
@@ -418,36 +525,33 @@ def _bench_sample(o, say):
 def _bench_memory(o, say):
     "dlm bench memory"
     from diffusion_lm.bench import bench_memory, memory_table
-    from diffusion_lm.core import to_json
     from diffusion_lm.models import ModelConfig
     r = bench_memory(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["device"], say)
-    if o["json"]: return print(to_json(r))
+    if o["json"]: return _json(r)
     print(f"{r['machine']}, {r['device']}; {r['layers']}×{r['width']}, vocabulary {r['vocab']:,}, batch {r['batch']}×{r['length']}, AdamW\n")
     print("\n".join(_table(memory_table(r))))
 
 def _bench_overhead(o, say):
     "dlm bench overhead"
     from diffusion_lm.bench import overhead, overhead_table
-    from diffusion_lm.core import to_json
     say(f"training for {o['minutes']:g} min")
     r = overhead(o["minutes"])
-    if o["json"]: return print(to_json(r))
+    if o["json"]: return _json(r)
     print(f"{r['machine']}, {r['device']} in {r['dtype']}\n{r['model']}: {r['steps']:,} steps in {r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s\n")
     print("\n".join(_table(overhead_table(r))))
 
 # %% ../nbs/21_cli.ipynb #1017
 def _bench_train(o, say):
     "dlm bench train"
-    from diffusion_lm.bench import bench_table, bench_train, verdicts
-    from diffusion_lm.core import to_json
+    from diffusion_lm.bench import bench_table, bench_train, span, verdicts
     from diffusion_lm.models import ModelConfig
     r = bench_train(ModelConfig(o["preset"], length=o["length"] or None), o["vocab"], o["batch"], o["rounds"], o["device"], o["dtype"], o["compile"], not o["no_peer"], o["all_dtypes"], say=say)
     for n in r["notes"]: say(n)
-    if o["json"]: return print(to_json(r))
+    if o["json"]: return _json(r)
     load = "" if r["load_before"] is None else f"; load {r['load_before']:.1f} before, {r['load_after']:.1f} after"
     print(f"{r['machine']}, {r['device']} in {r['dtype']}, torch {r['torch']}{load}")
     print(f"{r['layers']}×{r['width']}, {r['heads']} heads, vocabulary {r['vocab']:,}, batch {r['batch']}×{r['length']}; medians of {r['rounds']} rounds")
-    print("peak of matrix products: " + ", ".join(f"{p['value']:.0f} GFLOP/s in {k} ({p['low']:.0f} – {p['high']:.0f})" for k, p in r["peaks_gflops"].items()) + "\n")
+    print("peak of matrix products: " + ", ".join(f"{p['value']:.0f} GFLOP/s in {k}{span(p, '.0f')}" for k, p in r["peaks_gflops"].items()) + "\n")
     print("\n".join([*_table(bench_table(r)), "", *verdicts(r)]))
 
 def bench_command(args):
@@ -488,17 +592,17 @@ def export_command(args):
     p.add_argument("--out", type=str, default="", help="the folder to make (default: NAME-onnx)")
     p.add_argument("--runs", dest="out_runs", type=str, default="", help="folder of runs (default: checkpoints)")
     p.add_argument("--json", action="store_true", help="print export.json")
-    o = _parse(p, args)
+    o, given = _parse(p, args), _given(p, args)
     if o["format"] not in ("onnx", "torch"): raise unknown("format", o["format"], ("onnx", "torch"))
-    if o["static"] and not o["int8"]: raise UserError("--static goes with --int8")
-    if o["format"] == "torch" and (o["int8"] or o["fp16"]): raise UserError("--fp16 and --int8 go with --format onnx")
+    _refuse(given, ("fp16 int8 static opset", o["format"] == "onnx", "goes with --format onnx"), ("static", o["int8"], "goes with --int8"),
+            ("max_tokens", o["int8"] or o["fp16"], "goes with --int8 or --fp16, whose cost is measured on so many tokens"))
     if o["max_tokens"] < 1: raise UserError(f"--max-tokens must be at least 1, got {o['max_tokens']}")
     if o["format"] == "onnx": check_opset(o["opset"]) # and what it needs, before anything is read
     lm = DiffusionLM.from_run(o["run"], o["out_runs"] or None, "cpu")
     folder = Path(o["out"] or f"{lm.name}-{o['format']}")
     score, windows = _scored(o, lm) if o["int8"] or o["fp16"] else (None, None)
     about = export_lm(lm, folder, o["fp16"], o["int8"], windows, o["opset"], score, o["format"], say=lambda s: print(s, file=sys.stderr))
-    if o["json"]: return print(json.dumps(about))
+    if o["json"]: return _json(about)
     if "parity" in about:
         print("\n".join(_table(export_table(about))))
         e = about["parity"]
@@ -510,6 +614,7 @@ def export_command(args):
 def runs_command(args):
     "dlm runs"
     from diffusion_lm.core import UserError, list_runs, read_json, runs_dir
+    from diffusion_lm.metrics import interval
     p = _parser("runs", "List what has been trained.")
     p.add_argument("--out", type=str, default="", help="folder of runs (default: checkpoints)")
     p.add_argument("--json", action="store_true", help="machine-readable results")
@@ -523,12 +628,12 @@ def runs_command(args):
         e = get(s, "bits_per_byte", dict)
         rows.append({"name": run.name, "objective": get(s, "objective", str), **{k: get(s, k) for k in ("parameters", "steps", "planned_steps")},
                      "bits_per_byte": get(e, "value"), "low": get(e, "low"), "high": get(e, "high"), "kind": get(e, "kind", str), "seconds": get(s, "seconds")})
-    if o["json"]: return print(json.dumps(rows))
+    if o["json"]: return _json(rows)
     if not rows: return print(f"no runs in {_short(runs_dir(o['out'] or None))}; start with: dlm demo")
     show = lambda v, f="{}": "–" if v is None else f.format(v)
     lines = ["| run | objective | parameters | steps | bits/byte | 95 % interval | time |"]
     lines += [f"| {r['name']} | {show(r['objective'], '{}') if r['objective'] else 'unfinished'} | {show(r['parameters'] and r['parameters']/1e6, '{:.1f}M')} | {show(r['steps'])} "
-              f"| {'≤ ' if r['kind'] == 'bound' else ''}{show(r['bits_per_byte'], '{:.3f}')} | {show(r['low'], '{:.3f}')} – {show(r['high'], '{:.3f}')} | {show(r['seconds'], '{:.0f} s')} |" for r in rows]
+              f"| {'≤ ' if r['kind'] == 'bound' else ''}{show(r['bits_per_byte'], '{:.3f}')} | {interval(r['low'], r['high'])} | {show(r['seconds'], '{:.0f} s')} |" for r in rows]
     print("\n".join(_table(lines)))
 
 # %% ../nbs/21_cli.ipynb #0013
@@ -584,7 +689,7 @@ def doctor_command(args):
     print("training for a few seconds …", file=sys.stderr)
     c = out["training"] = training_check(device, dtype)
     out["ok"] = c["ok"] and out["writable"] and all(out["packages"][n] for n in PACKAGES[""])
-    if o["json"]: print(json.dumps(out))
+    if o["json"]: _json(out)
     else:
         print(f"diffusion_lm {__version__} on Python {out['python']}, {out['platform']}")
         print(f"device   {out['device']} in {out['dtype']}: {out['machine']}")
@@ -593,6 +698,67 @@ def doctor_command(args):
         print(f"training {'works' if c['ok'] else 'DOES NOT LEARN'}: loss {c['first_loss']:.2f} → {c['last_loss']:.2f} in {c['steps']} steps, {c['tokens_per_second']:,} tokens/s")
         print("all is well; try: dlm demo" if out["ok"] else "something is wrong: see above")
     return 0 if out["ok"] else 1
+
+# %% ../nbs/21_cli.ipynb #3a11
+def _line(message):
+    "What is wrong, as one line: what was typed may hold line ends, or steer a terminal"
+    return "dlm: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+
+class _Stream:
+    "A standard stream that may be closed, full or a broken pipe: `lost` is told of what cannot be written"
+    def __init__(self, stream, lost): self.stream, self.lost = stream, lost
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text):
+        try: return self.stream.write(text)
+        except OSError as e: self.lost(e)
+
+    def flush(self):
+        try: self.stream.flush()
+        except OSError as e: self.lost(e)
+
+def _unwritten(e):
+    if isinstance(e, BrokenPipeError): raise e # dlm runs | head
+    from diffusion_lm.core import UserError
+    raise UserError(f"the output cannot be written: {e.strerror}") from None
+
+def _hold_places():
+    "Open the null device in place of each closed standard stream, or the next file to be opened would take its number"
+    for fd in range(3):
+        try: os.fstat(fd)
+        except OSError:
+            with contextlib.suppress(OSError): os.open(os.devnull, os.O_RDWR)
+
+@contextlib.contextmanager
+def _streams():
+    "Within the block, the standard streams take any character, and what cannot be said on stderr is dropped: the work goes on"
+    _hold_places()
+    before, null, errors = (sys.stdout, sys.stderr), open(os.devnull, "w", encoding="utf-8"), []
+    for s, how in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        with contextlib.suppress(AttributeError, OSError, ValueError): # a notebook's, or one that has been read from
+            errors.append((s, s.errors)); s.reconfigure(errors=how)
+    sys.stdout, sys.stderr = (_Stream(null if s is None or s.closed else s, lost) for s, lost in zip(before, (_unwritten, lambda e: None)))
+    try: yield
+    finally:
+        for s in (sys.stdout, sys.stderr): _drop_unwritten(s.stream)
+        (sys.stdout, sys.stderr), _ = before, null.close()
+        for s, how in errors:
+            with contextlib.suppress(AttributeError, OSError, ValueError): s.reconfigure(errors=how)
+
+def _drop_unwritten(stream):
+    "Let what cannot be written go nowhere: the interpreter would try once more at its end, and complain"
+    try: stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+def _on_any_terminal(command):
+    "A command whose output is known to be written when it returns"
+    @functools.wraps(command)
+    def wrapped(args=None):
+        with _streams():
+            try: status = command(args); sys.stdout.flush(); return status
+            except BrokenPipeError: return 0
+            except ValueError as e: print(_line(e), file=sys.stderr); return 2 # a `UserError` of the flush
+    return wrapped
 
 # %% ../nbs/21_cli.ipynb #0015
 COMMANDS = {"doctor": doctor_command, "demo": demo_command, "prepare": prepare_command, "train": train_command, "sample": sample_command, "chat": chat_command, "eval": eval_command, "bench": bench_command, "export": export_command, "runs": runs_command}
@@ -616,15 +782,17 @@ def _disk_full(e):
     "Did this error, or one that led to it, come from a full disk?"
     return e is not None and (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e) or _disk_full(e.__cause__ or e.__context__))
 
+@_on_any_terminal
 def main(args=None):
     "The `dlm` command; returns its exit status"
     args = sys.argv[1:] if args is None else list(args)
+    if args[0:1] == ["help"] and len(args) > 1: args = [args[1], "--help"]
     if not args or args[0] in ("-h", "--help", "help"): return print(HELP + ", ".join(recipes())) or 0
     if args[0] == "--version":
         from diffusion_lm import __version__
         return print(__version__) or 0
     from diffusion_lm.core import UserError, unknown
-    say = lambda s: print(f"dlm: {s}", file=sys.stderr)
+    say = lambda s: print(_line(s), file=sys.stderr)
     first = os.environ.get("LOCAL_RANK", "0") == "0" # of the processes that torchrun has started on this machine
     try:
         if args[0] not in COMMANDS: raise unknown("command", args[0], COMMANDS)
@@ -635,8 +803,7 @@ def main(args=None):
     except KeyboardInterrupt as e:
         if first: say(str(e) or "interrupted")
         return 130
-    except BrokenPipeError: # dlm runs | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
+    except BrokenPipeError: return 0 # dlm runs | head
     except SystemExit as e: return e.code
     except Exception as e: # safetensors and tokenizers have errors of their own
         if _disk_full(e): say("the disk is full: free some space; a run goes on from its last checkpoint with dlm train --name RUN --resume")
@@ -645,3 +812,7 @@ def main(args=None):
         elif isinstance(e, OSError) and e.filename: say(f"{e.strerror}: {e.filename}")
         else: raise
         return 2
+
+# %% ../nbs/21_cli.ipynb #3a01
+#| eval: false
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

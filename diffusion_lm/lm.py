@@ -19,6 +19,7 @@ from .block import make_model
 from .core import UserError, autocast, find_run, pick_device, pick_dtype, read_json, rng, write_text
 from .metrics import Estimate, evaluate
 from .models import ModelConfig, load_weights, n_params, save_weights
+from .policies import SAMPLERS, LeftToRight, make_policy, sampler_params
 from .sampler import denoise, denoising_page, denoising_player, sample, trace
 from .schedule import information_grid
 from .tokenizer import Tokenizer
@@ -84,10 +85,37 @@ def _learned(self:DiffusionLM, kw):
     if not profile: raise UserError(f"{self.name} has no loss_by_share in its summary.json, from which a grid could be learned")
     return kw | {"grid_name": information_grid(profile["nats"], profile["tokens"])}
 
+_NOT_HERE = {k: "follows from the text here: it is for `denoise`" for k in ("rows", "stop", "only", "among")} | {
+    "avoid": "goes with generate and infill", "include": "goes with generate", "n": "goes with generate and infill: this shows one text",
+    "length": "goes with generate and stream: a template has its own, and a page shows the whole context"}
+
+@patch
+def _asked(self:DiffusionLM, sampler, kw, given=True): # is any token given?
+    "Refuse options that would change nothing"
+    for k in kw:
+        if k in _NOT_HERE: raise UserError(f"{k} {_NOT_HERE[k]}")
+    named = isinstance(sampler, str) and sampler in SAMPLERS
+    policy = LeftToRight() if self.model.causal else make_policy(sampler, **{k: v for k, v in kw.items() if named and k in sampler_params(sampler)})
+    greedy, sharp = kw.get("temperature") in (0, 0.), "changes nothing at temperature 0, which takes the most probable token"
+    for k, idle, why in (("grid_name", getattr(policy, "grows", False), "goes with a sampler that follows a grid; this one chooses its own number of steps"),
+                         ("top_k", greedy, sharp), ("top_p", greedy, sharp),
+                         ("guidance", self.infills and not given, "heeds what is given, and nothing is: add a prompt, text in the template, or words to include")):
+        if idle and not _same(kw.get(k), {"top_p": 1, "grid_name": "uniform"}.get(k, 0)): raise UserError(f"{k} {why}")
+
+def _same(value, default): return value is None or np.ndim(value) == 0 and value == default # a grid may be an array
+
+def _words(words, what): # one word, or several
+    "A list of words; raises `UserError` for anything else"
+    try: words = [words] if isinstance(words, str) else [*words]
+    except TypeError: words = [None]
+    if not all(isinstance(w, str) and w.strip() for w in words): raise UserError(f"{what} must be a word or a list of words that are not empty")
+    return [w.strip() for w in words]
+
 @patch
 def template(self:DiffusionLM, prompt="", length=None):
     "The prompt's tokens followed by free positions, `length` in all: at most the context, where the model does not write in blocks"
-    ids, length = self.tokenizer.encode(prompt), length or self.length
+    if not isinstance(prompt, str): raise UserError(f"a prompt is a text, got {type(prompt).__name__}")
+    ids, length = self.tokenizer.encode(prompt), self.length if length is None else length
     if self.model.block and not 1 <= length <= FAR: raise UserError(f"length must be between 1 and {FAR}, got {length}")
     if not self.model.block and not 1 <= length <= self.length: raise UserError(f"length must be between 1 and the model's context of {self.length}, got {length}")
     if len(ids) >= length: raise UserError(f"the prompt has {len(ids)} tokens, but there is room for {length - 1} (a context of {length}, one of them free)")
@@ -109,12 +137,16 @@ def _place(self:DiffusionLM, ids, given, words, n, seed):
             at += len(parts[k])
     return out
 
+def _whole(word): # where a word begins or ends with a letter, none may stand beside it; a full stop stands anywhere
+    "A pattern that finds `word`"
+    return r"(?<!\w)"*bool(re.match(r"\w", word)) + re.escape(word) + r"(?!\w)"*bool(re.search(r"\w$", word))
+
 @patch
 def _clean(self:DiffusionLM, x, free, words, row, seed=0, avoid=(), tries=100, **kw):
     "The tokens of `x` (l,), a list, with the free ones written anew where a word of `words` came up"
     bans, spell = [*avoid], self.tokenizer.decode
-    find = re.compile(r"(?<!\w)(" + "|".join(re.escape(w.strip()) for w in words) + r")(?!\w)", re.I) if words else None
-    kw = {k: v for k, v in kw.items() if k in ("temperature", "top_k", "top_p", "only", "among")}
+    find = re.compile("|".join(map(_whole, words)), re.I) if words else None
+    kw = {k: v for k, v in kw.items() if k in ("temperature", "top_k", "top_p", "repetition", "guidance", "target", "only", "among")}
     for i in range(tries):
         ids = x.tolist()
         hit = find.search(spell(ids)) if find else None
@@ -122,12 +154,12 @@ def _clean(self:DiffusionLM, x, free, words, row, seed=0, avoid=(), tries=100, *
         ends = [len(spell(ids[:j + 1])) for j in range(len(ids))]
         a, b = (next(j for j, e in enumerate(ends) if e > at) for at in (hit.start(), hit.end() - 1))
         hole = free.clone(); hole[:a] = False; hole[b + 1:] = False
-        if not hole.any(): raise UserError(f"'{hit[1]}' is to be avoided, but it is given")
+        if not hole.any(): raise UserError(f"'{hit[0]}' is to be avoided, but it is given")
         bans.append(ids[a:b + 1])
         with autocast(self.device, self.dtype):
             x = sample(self.model, x.masked_fill(hole, self.tokenizer.mask)[None].to(self.home), sampler="left-to-right" if self.model.causal else "first-hitting",
                        seed=f"{seed} again {i}", rows=[row], avoid=bans, **kw)[0].cpu()
-    raise UserError(f"'{hit[1]}' came up {tries} times: it cannot be avoided here")
+    raise UserError(f"'{hit[0]}' came up {tries} times: it cannot be avoided here")
 
 # %% ../nbs/12_lm.ipynb #2002
 @patch
@@ -143,17 +175,19 @@ def generate(self:DiffusionLM,
              prompt="",           # text to start from, taken literally
              n=1,                 # how many samples
              length=None,         # tokens in all, prompt included; the model's context if not given
-             steps=64,            # denoising steps
+             steps=64,            # denoising steps; a sampler that chooses its own number takes no notice
              sampler="ancestral", # a name from `SAMPLERS`, or a policy
              seed=0,
-             include=(),          # words that must occur, each at a random place
-             avoid=(),            # words that must not
+             include=(),          # a word that must occur, or several, each at a random place
+             avoid=(),            # a word that must not, or several
              **kw):               # grid_name (also "learned"), temperature, block, cache, … and the sampler's own: see denoise
     "A list of `n` texts that begin with `prompt`; what would follow an end of text is not written"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
+    include, avoid = _words(include, "include"), _words(avoid, "avoid")
     if include and not self.infills: raise UserError("only a model that sees both sides of a text can be made to include words")
     ids = self.template(prompt, length)
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
+    self._asked(sampler, kw, given or include)
     kw |= dict(steps=steps, sampler=sampler, seed=seed) | (dict(avoid=[[self.tokenizer.eos]]) if include else dict(stop=self.tokenizer.eos)) # an end would cut words off
     rows = self._rows(self._place(ids, given, include, n, seed), n, **kw)
     return [self._text(self._clean(x, when > 0, avoid, i, **kw), given) for i, (x, when, _) in enumerate(rows)]
@@ -163,18 +197,20 @@ def generate(self:DiffusionLM,
 def infill(self:DiffusionLM,
            template,            # text with `[MASK]` or `[MASK:n]`
            n=1, steps=64, sampler="ancestral", seed=0,
-           avoid=(),            # words that must not come up
+           avoid=(),            # a word that must not come up, or several
            **kw):
     "A list of `n` texts in which the holes of `template` are filled"
-    if not self.infills: raise UserError("a model that looks back only, autoregressive or in blocks, cannot infill; use a run with another diffusion objective")
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
     ids, size, opens = self._padded(template)
+    avoid = _words(avoid, "avoid")
+    self._asked(sampler, kw, (ids[:size] != self.tokenizer.mask).any())
     kw |= dict(steps=steps, sampler=sampler, seed=seed, **self._within(ids, size, opens))
     return [self.tokenizer.decode(self._clean(x, when > 0, avoid, i, **kw)[:size]) for i, (x, when, _) in enumerate(self._rows(ids, n, **kw))]
 
 @patch
 def _padded(self:DiffusionLM, template):
     "Template ids filled up with free positions to a whole window, how many there were, and which of them must open with a space"
+    if not self.infills: raise UserError("a model that looks back only, autoregressive or in blocks, cannot infill; use a run with another diffusion objective")
     ids, opens = self.tokenizer.encode_template(template)
     if len(ids) > self.length: raise UserError(f"the template has {len(ids)} tokens, the model's context only {self.length}")
     rest = self.length - len(ids)
@@ -194,8 +230,10 @@ def stream(self:DiffusionLM,
            template=None,  # a template to fill
            length=None, steps=64, sampler="ancestral", seed=0, row=0, **kw):
     "Yield (text, `Frame`) after every step; what is masked shows as ░"
+    if template is not None and (prompt or length is not None): raise UserError("a template has its own text and length: leave out prompt and length")
     ids, size, opens = (self.template(prompt, length), None, None) if template is None else self._padded(template)
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
+    self._asked(sampler, kw, given)
     with autocast(self.device, self.dtype):
         for f in denoise(self.model, torch.as_tensor(ids)[None].to(self.home), steps=steps, sampler=sampler, seed=seed, rows=[row], **self._within(ids, size, opens),
                          stop=self.tokenizer.eos if size is None else None, **self._learned(kw)):
@@ -203,11 +241,15 @@ def stream(self:DiffusionLM,
 
 # %% ../nbs/12_lm.ipynb #100c
 @patch
-def toward(self:DiffusionLM, words, strength=3.): # added to the logits of the words' tokens
+def toward(self:DiffusionLM,
+           words,        # one, or several
+           strength=3.): # added to the logits of the words' tokens
     "A `target` that steers towards words"
-    reward = torch.zeros(len(self.tokenizer), device=self.home)
+    reward, words = torch.zeros(len(self.tokenizer), device=self.home), _words(words, "toward")
+    if not words: raise UserError("toward needs a word to steer towards")
+    if not -100 <= strength <= 100: raise UserError(f"strength must be between -100 and 100, got {strength}")
     for w in words:
-        for spelling in (w.strip(), " " + w.strip()): reward[self.tokenizer.encode(spelling)] = strength
+        for spelling in (w, " " + w): reward[self.tokenizer.encode(spelling)] = strength
     return lambda q: (q @ reward.to(q.dtype)).sum(1)
 
 # %% ../nbs/12_lm.ipynb #0012
@@ -216,6 +258,7 @@ def score(self:DiffusionLM, text, draws=8, seed=0):
     "All figures of `evaluate` for a text"
     ids = self.tokenizer.encode(text)
     if not len(ids): raise UserError("there is nothing to score: the text is empty")
+    if draws < 1: raise UserError(f"draws must be at least 1, got {draws}")
     return evaluate(self.model, self.tokenizer, ids, [0, len(ids)], draws=draws, seed=seed, dtype=self.dtype)
 
 @patch
@@ -246,8 +289,11 @@ def _pieces(self:DiffusionLM, ids):
 @patch
 def _watched(self:DiffusionLM, prompts=(), templates=(), steps=64, sampler="ancestral", seed=0, **kw):
     "What `denoising_page` and `denoising_player` show of prompts and templates: one dict for each"
+    prompts, templates = ([z] if isinstance(z, str) else [*z] for z in (prompts, templates))
     jobs = [(f"prompt: “{p}”" if p else "no prompt", "prompt", self.template(p), None, None) for p in prompts]
     jobs += [(f"infill: “{t}”", "fixed", *self._padded(t)) for t in templates]
+    if not jobs: raise UserError("there is nothing to show: give a prompt or a template")
+    for label, given, ids, size, opens in jobs: self._asked(sampler, kw, (ids[:size] != self.tokenizer.mask).any()) # before minutes go into the first
     for label, given, ids, size, opens in jobs:
         x, when, p = next(self._rows(ids, 1, steps=steps, sampler=sampler, seed=seed, **self._within(ids, size, opens), **kw))
         x, when, p = x[:size].tolist(), when[:size].tolist(), p[:size].tolist()
@@ -257,8 +303,8 @@ def _watched(self:DiffusionLM, prompts=(), templates=(), steps=64, sampler="ance
 
 @patch
 def watch(self:DiffusionLM, path,
-          prompts=("",),       # texts to continue
-          templates=(),        # templates to fill
+          prompts=("",),       # a text to continue, or several
+          templates=(),        # a template to fill, or several
           title=None, subtitle="", **kw): # steps, sampler, seed, … as for generate
     "Write a page in which the denoising of `prompts` and `templates` can be stepped through"
     denoising_page(path, [*self._watched(prompts, templates, **kw)], title or self.name, subtitle or repr(self))
@@ -266,6 +312,7 @@ def watch(self:DiffusionLM, path,
 @patch
 def play(self:DiffusionLM, prompt="", template=None, **kw): # a text to continue, or a template to fill; steps, sampler, … as for generate
     "A widget, for a notebook, in which the denoising can be played, stopped and stepped through"
+    if prompt and template is not None: raise UserError("a template has its own text: leave out prompt")
     return denoising_player(next(self._watched(*([prompt], ()) if template is None else ((), [template]), **kw)))
 
 

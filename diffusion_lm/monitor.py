@@ -25,7 +25,7 @@ from .schedule import mask_share, stratified_times
 from .trainer import Callback
 
 # %% ../nbs/14a_monitor.ipynb #0006
-def layer_groups(model): # any module; what it calls `blocks` are its layers
+def layer_groups(model): # any module; what it calls blocks are its layers
     "Name → parameters: \"embed\", \"block 0\", …, \"rest\"; every parameter is in exactly one group"
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups = {}

@@ -110,6 +110,8 @@ class LeftToRight(Policy):
     def ask(self, x, masked, step, u): return masked & (masked.cumsum(1) == 1)
 
 # %% ../nbs/10_policies.ipynb #0017
+_NO_ETA = "eta goes with another kind: confidence masks again as much as the schedule allows"
+
 @dataclass
 class ReMDM(Policy):
     "Ancestral steps that may mask tokens again: samples from the model as the number of steps grows"
@@ -120,6 +122,7 @@ class ReMDM(Policy):
     def __post_init__(self):
         if self.kind not in (kinds := ("cap", "rescale", "confidence", "loop")): raise unknown("kind", self.kind, kinds)
         if not 0 <= self.eta <= 1: raise UserError(f"eta must be between 0 and 1, got {self.eta}")
+        if self.kind == "confidence" and self.eta != type(self).eta: raise UserError(_NO_ETA)
 
     def grid(self, name, steps):
         if self.kind != "loop" or steps < 3: return grid(name, steps)
@@ -150,6 +153,7 @@ class PredictorCorrector(ReMDM):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.kind == "loop": raise UserError("kind loop goes with remdm: predictor-corrector holds every level for its corrections anyway")
         if not 0 <= self.correct <= 1000: raise UserError(f"correct must be between 0 and 1000, got {self.correct}")
 
     def grid(self, name, steps):
@@ -268,4 +272,5 @@ def make_policy(name,   # one of `SAMPLERS`, or a policy
     has = sampler_params(name)
     for k in kw:
         if k not in has: raise UserError(f"sampler {name} takes " + (f"{', '.join(has)}" if has else "no parameters") + f", not {k}")
+    if "eta" in kw and kw.get("kind") == "confidence": raise UserError(_NO_ETA)
     return SAMPLERS[name](**kw)

@@ -70,7 +70,7 @@ def entropy(logp): # (n,V)
 
 class Policy:
     "Reveal all that was asked for"
-    tau = None
+    tau, free = None, False # free: does it choose its own number of steps?
     def ask(self, masked, step): return masked # (b,l) -> (b,l)
     def pick(self, raw, tokens, masked, want, step): return want
 
@@ -82,10 +82,12 @@ class Ancestral(Policy):
 
 class FirstHitting(Policy):
     "One at a random place"
+    free = True
     def ask(self, masked, step): return masked & (step.times == np.where(masked, step.times, -1.).max(1, keepdims=True))
 
 class LeftToRight(Policy):
     "The first that is masked"
+    free = True
     def ask(self, masked, step): return masked & (masked.cumsum(1) == 1)
 
 TIE = 2**-14
@@ -121,7 +123,7 @@ class Entropy(Confidence):
 
 class Threshold(Confidence):
     "All that are more probable than `tau`, at least one"
-    tau = .9
+    tau, free = .9, True
     def ask(self, masked, step): return masked
     def count(self, score, masked, step): return np.maximum(1, (np.exp(score) > np.float32(self.tau)).sum(1))
 
@@ -222,6 +224,21 @@ def check_shape(name, shape, profile): # of an input; [least, usual, most] sizes
         raise UserError(f"{name} of shape {show(shape)} is outside the profile: it takes {show(profile[0])} to {show(profile[2])}")
 
 # %% ../nbs/18a_runtime.ipynb #0013
+_HOLE = re.compile(r"\[MASK(?::([0-9]+))?\]")
+_NEARLY = re.compile(r"\[\s*MASKS?\s*(?:[0-9_]*\s*\]|[:;=：*#~-][^\]\n]{0,20}\]?)", re.I)
+
+def _holes(template):
+    "The texts around the holes, and how many tokens each hole is for; `UserError` for what is misspelt or too much"
+    if not isinstance(template, str): raise UserError(f"a template is a text with holes such as [MASK:8], got {type(template).__name__}")
+    parts = _HOLE.split(template) # text, n, text, n, …, text
+    texts, sizes = parts[::2], [int((n or "1").lstrip("0")[:9] or 0) for n in parts[1::2]]
+    for text in texts:
+        if m := _NEARLY.search(text): raise UserError(f"{'' if sizes else 'nothing to fill: '}'{' '.join(m[0].split())}' is misspelt: write [MASK:8] where eight tokens are to be found")
+    if not sizes: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
+    if 0 in sizes: raise UserError("[MASK:0] asks for 0 tokens: write 1 or more")
+    if sum(sizes) > 1 << 20: raise UserError(f"the holes ask for more than {1 << 20:,} tokens: write [MASK:8] where eight are to be found")
+    return texts, sizes
+
 class Text:
     "Text ↔ ids, as the library's `Tokenizer`"
     def __init__(self, path, specials): # a tokenizer.json; ids by name
@@ -248,19 +265,15 @@ class Text:
 
     def encode_template(self, template):
         "Ids of a text with holes, and which of these must open with a space"
-        parts = re.split(r"\[MASK(?::(\d+))?\]", template)
-        if len(parts) == 1: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
-        texts, ids, opens = parts[::2], [], []
+        texts, sizes = _holes(template)
+        ids, opens = [], []
         for i, text in enumerate(texts):
-            spaced = i < len(texts) - 1 and re.search(r"\S $" if i == 0 else r"(?:\S|^) $", text) # a lone space goes with the word behind it
+            spaced = i < len(sizes) and re.search(r"\S $" if i == 0 else r"(?:\S|^) $", text) # a lone space goes with the word behind it
             ids.append(self.encode(text[:-1] if spaced else text))
             opens.append(np.zeros(len(ids[-1]), bool))
-            if i == len(texts) - 1: break
-            n = parts[2*i + 1]
-            n = 1 if n is None else int(n.lstrip("0")[:9] or 0)
-            if not 1 <= n <= 1 << 20: raise UserError(f"[MASK:{n}] asks for {n} tokens: write 1 or more")
-            ids.append(np.full(n, self.mask))
-            opens.append(np.arange(n) < bool(spaced))
+            if i == len(sizes): break
+            ids.append(np.full(sizes[i], self.mask))
+            opens.append(np.arange(sizes[i]) < bool(spaced))
         return np.concatenate(ids), np.concatenate(opens)
 
 # %% ../nbs/18a_runtime.ipynb #0016
@@ -452,7 +465,7 @@ def main(args=None):
     p.add_argument("-n", "--n", type=int, default=1, help="how many samples")
     p.add_argument("--length", type=int, help="tokens in all, prompt included")
     p.add_argument("--sampler", help=f"one of {', '.join(SAMPLERS)}")
-    p.add_argument("--steps", type=int, help="denoising steps")
+    p.add_argument("--steps", type=int, help="denoising steps; a sampler that chooses its own number takes no notice")
     p.add_argument("--temperature", type=float, help="below 1 tidier, above 1 wilder, 0 the most probable")
     p.add_argument("--tau", type=float, help="of threshold: the probability from which on a token counts as certain")
     p.add_argument("--block", type=int, help="finish so many tokens before the next")
@@ -461,18 +474,22 @@ def main(args=None):
     p.add_argument("--provider", default="cpu", help=f"one of {', '.join(PROVIDERS)}")
     p.add_argument("--threads", type=int, default=0, help="of the CPU (default: as many as there are cores)")
     p.add_argument("--json", action="store_true", help="machine-readable results")
+    for s in (sys.stdout, sys.stderr): # a code page need not have every character
+        if hasattr(s, "reconfigure"): s.reconfigure(errors="backslashreplace")
+    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf8")
     try:
         o = p.parse_args(args)
-        if o.infill is not None and (o.prompt or o.length): raise UserError("--prompt and --length do not go with --infill: write the prompt into the template")
+        if o.infill is not None and (o.prompt or o.length is not None): raise UserError("--prompt and --length do not go with --infill: write the prompt into the template")
         if o.seed < 0: raise UserError(f"--seed must not be negative, got {o.seed}")
         m = Model(o.folder, o.precision, o.provider, o.threads)
         kw = {k: getattr(o, k) for k in ("n", "sampler", "steps", "temperature", "tau", "block", "seed")}
         texts = m.generate(o.prompt, length=o.length, **kw) if o.infill is None else m.infill(o.infill, **kw)
         used = _options(m, o.sampler, o.steps)
+        steps = None if m.kind == "ar" or SAMPLERS[used["sampler"]].free else used["steps"]
     except UserError as e:
         print(f"runtime: {e}", file=sys.stderr)
         return 2
-    if o.json: print(json.dumps([{"text": t, "prompt": o.prompt if o.infill is None else o.infill, "seed": o.seed, "sampler": used["sampler"], "steps": used["steps"]} for t in texts], ensure_ascii=False))
+    if o.json: print(json.dumps([{"text": t, "prompt": o.prompt if o.infill is None else o.infill, "seed": o.seed, "sampler": used["sampler"], "steps": steps} for t in texts], ensure_ascii=not utf8))
     else: print(("\n" + "─"*20 + "\n").join(texts))
     return 0
 

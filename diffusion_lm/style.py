@@ -18,7 +18,7 @@ import numpy as np
 
 from .core import UserError, rng
 from .difficulty import _WORD, sentences, vectors, words
-from .metrics import Estimate, estimate_ratio
+from .metrics import Estimate, estimate_ratio, interval
 
 # %% ../nbs/11c_style.ipynb #0005
 def _listed(texts, what="the texts"):
@@ -219,8 +219,8 @@ def style_report(texts,         # generated texts, two or more, without their pr
 
 def style_table(report):
     "A `style_report` as lines of Markdown; bold: beyond the range of the book"
-    span = lambda e, f: f"{e['low']:{f}} – {e['high']:{f}}"
-    bold = lambda v: f"**{v['value']:.3f}**" if v["value"] > v["book"]["high"] else f"{v['value']:.3f}"
+    span = lambda e, f: interval(e["low"], e["high"], f)
+    bold = lambda v: f"**{v['value']:.3f}**" if v["value"] > (v["book"]["high"] or v["book"]["value"]) else f"{v['value']:.3f}"
     rows = [(f"{k}, distance", bold(v), "", f"{v['book']['value']:.3f}", span(v["book"], ".3f")) for k, v in report["style"].items()]
     for k, name in (("local", "neighbouring sentences"), ("global", "a sentence and the rest of its text")):
         t, b = report["coherence"]["texts"][k], report["coherence"]["book"][k]

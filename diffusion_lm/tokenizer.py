@@ -154,22 +154,33 @@ def train_tokenizer(texts,           # iterable of strings
     return KINDS[kind](texts, vocab_size)
 
 # %% ../nbs/01_tokenizer.ipynb #0022
+_HOLE = re.compile(r"\[MASK(?::([0-9]+))?\]")
+_NEARLY = re.compile(r"\[\s*MASKS?\s*(?:[0-9_]*\s*\]|[:;=：*#~-][^\]\n]{0,20}\]?)", re.I)
+
+def _holes(template):
+    "The texts around the holes, and how many tokens each hole is for; `UserError` for what is misspelt or too much"
+    if not isinstance(template, str): raise UserError(f"a template is a text with holes such as [MASK:8], got {type(template).__name__}")
+    parts = _HOLE.split(template) # text, n, text, n, …, text
+    texts, sizes = parts[::2], [int((n or "1").lstrip("0")[:9] or 0) for n in parts[1::2]]
+    for text in texts:
+        if m := _NEARLY.search(text): raise UserError(f"{'' if sizes else 'nothing to fill: '}'{' '.join(m[0].split())}' is misspelt: write [MASK:8] where eight tokens are to be found")
+    if not sizes: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
+    if 0 in sizes: raise UserError("[MASK:0] asks for 0 tokens: write 1 or more")
+    if sum(sizes) > 1 << 20: raise UserError(f"the holes ask for more than {1 << 20:,} tokens: write [MASK:8] where eight are to be found")
+    return texts, sizes
+
 @patch
 def encode_template(self:Tokenizer, template):
     "Ids (l,) of a text in which `[MASK]` and `[MASK:n]` stand for free positions, and which of these must open with a space (l,); `UserError` if there is none"
-    parts = re.split(r"\[MASK(?::(\d+))?\]", template) # text, n, text, n, …, text
-    if len(parts) == 1: raise UserError("nothing to fill: write [MASK:8] where eight tokens are to be found")
-    texts, ids, opens = parts[::2], [], []
+    texts, sizes = _holes(template)
+    ids, opens = [], []
     for i, text in enumerate(texts):
-        spaced = i < len(texts) - 1 and re.search(r"\S $" if i == 0 else r"(?:\S|^) $", text) # a lone space goes with the word behind it
+        spaced = i < len(sizes) and re.search(r"\S $" if i == 0 else r"(?:\S|^) $", text) # a lone space goes with the word behind it
         ids.append(self.encode(text[:-1] if spaced else text))
         opens.append(np.zeros(len(ids[-1]), bool))
-        if i == len(texts) - 1: break
-        n = parts[2*i + 1]
-        n = 1 if n is None else int(n.lstrip("0")[:9] or 0)
-        if not 1 <= n <= 1 << 20: raise UserError(f"[MASK:{n}] asks for {n} tokens: write 1 or more")
-        ids.append(np.full(n, self.mask))
-        opens.append(np.arange(n) < bool(spaced))
+        if i == len(sizes): break
+        ids.append(np.full(sizes[i], self.mask))
+        opens.append(np.arange(sizes[i]) < bool(spaced))
     return np.concatenate(ids), np.concatenate(opens)
 
 @patch(as_prop=True)

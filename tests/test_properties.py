@@ -369,7 +369,7 @@ MODEL, CAUSAL = random_model(), random_model(True)
 options = st.fixed_dictionaries(dict(steps=st.integers(1, 15), grid_name=st.sampled_from([*GRIDS]), seed=st.integers(0, 9), temperature=st.sampled_from([0, .3, 1, 2.5, (1, .2), (0, 2)]),
                                      top_k=st.sampled_from([None, 1, 3, 1000]), top_p=st.sampled_from([None, .01, .5, 1.]), repetition=st.sampled_from([1, 1.5, .7])))
 blocks = st.sampled_from([{}, {}, {"block": 1}, {"block": 5}, {"block": 5, "cache": "prefix"}, {"block": 4, "cache": "dual"}, {"block": 99, "cache": "dual"}])
-own = {"remdm": st.fixed_dictionaries({"eta": st.sampled_from([0, .1, 1]), "kind": st.sampled_from(["cap", "rescale", "confidence", "loop"])}),
+own = {"remdm": st.fixed_dictionaries({"eta": st.sampled_from([0, .1, 1]), "kind": st.sampled_from(["cap", "rescale", "loop"])}) | st.just({"kind": "confidence"}),
        "predictor-corrector": st.fixed_dictionaries({"eta": st.sampled_from([0, .3, 1]), "correct": st.integers(0, 3)}), "threshold": st.fixed_dictionaries({"tau": st.sampled_from([0, .1, 1])}),
        "factor": st.fixed_dictionaries({"factor": st.sampled_from([.1, 1, 50])}), "entropy-bounded": st.fixed_dictionaries({"gamma": st.sampled_from([0, 1, 50])})}
 samplers = st.sampled_from([*SAMPLERS]).flatmap(lambda s: st.tuples(st.just(s), own.get(s, st.just({}))))
