@@ -1,0 +1,208 @@
+"""What could be broken without any page noticing: each of these tests was written for a change of the code that all other tests let pass."""
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np, pytest, torch
+import torch.nn.functional as F
+
+from diffusion_lm.core import read_json, rng, seed_everything
+from diffusion_lm.data import SIDES, Batch, DataConfig, Loader, TokenizerConfig, prepare
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.metrics import evaluate, score_windows, yardsticks
+from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
+from diffusion_lm.objective import NoiseConfig, Objective, ToyLanguage
+from diffusion_lm.policies import PredictorCorrector, ReMDM, Step
+from diffusion_lm.run import load_config
+from diffusion_lm.trainer import EMA, Callback, Checkpoint, Learner, TrainConfig, lr_factor, make_optimizers
+
+SPECIALS = (0, 1, 2, 3, 4)
+REFERENCE = Path(__file__).resolve().parents[1]/"checkpoints"/"sotu-4m"
+
+# ---- training ----
+
+class Batches:
+    "A loader of random tokens: batch number n depends on n alone"
+    batch_size, length = 4, 16
+    def batch(self, step, rank=0, world=1):
+        g = torch.Generator().manual_seed(step)
+        b = Batch(torch.randint(5, 60, (4, 16), generator=g), torch.rand(4, 1, generator=g).clamp(min=.1), torch.rand(4, 16, generator=g))
+        return Batch(*(v if v is None else v[rank::world] for v in b))
+
+class Faulty(Objective):
+    "NaN at the calls in `bad`"
+    bad, calls = (), 0
+    def forward(self, *batch):
+        self.calls += 1
+        return super().forward(*batch)*(math.nan if self.calls - 1 in self.bad else 1)
+
+class Keep(Callback):
+    "Remember losses, learning rates and weights"
+    def __init__(self): self.losses, self.rates, self.weights = [], [], []
+    def after_step(self, learn):
+        self.losses.append(float(learn.loss))
+        self.rates.append({g["lr"] for o in learn.opts for g in o.param_groups})
+        self.weights.append([p.detach().clone() for p in learn.model.parameters()])
+
+def learner(*callbacks, bad=(), dropout=0., **kw):
+    seed_everything(0)
+    model = BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=16, dropout=dropout), 60, SPECIALS)
+    learn = Learner(Faulty(model), Batches(), TrainConfig(**{"steps": 6, "lr": 1e-2, "batch": 4, "device": "cpu", "dtype": "float32", **kw}), callbacks)
+    learn.raw.bad = bad
+    return learn
+
+def test_resumed_with_dropout_is_unbroken(tmp_path):
+    "Dropout draws from PyTorch's generator, whose state is part of a checkpoint"
+    whole, first, then = Keep(), Keep(), Keep()
+    learner(whole, dropout=.3).fit()
+    learner(first, Checkpoint(tmp_path), dropout=.3, stop_at=3).fit()
+    torch.manual_seed(99) # what the second process happens to have drawn
+    learn = learner(then, Checkpoint(tmp_path), dropout=.3)
+    torch.rand(7)
+    assert learn.restore(tmp_path)[0].name == "step-000003"
+    learn.fit()
+    assert first.losses + then.losses == whole.losses
+    for a, b in zip(whole.weights[-1], then.weights[-1]): assert torch.equal(a, b)
+
+def test_ema_stands_still_in_skipped_steps(tmp_path):
+    keep = Keep()
+    learn = learner(EMA(), keep, Checkpoint(tmp_path), bad=(1, 2), ema=.75, steps=5)
+    learn.fit()
+    w = [keep.weights[i] for i in (0, 3, 4)] # steps 1 and 2 were skipped: nothing moved
+    for a, b in zip(keep.weights[0], keep.weights[2]): assert torch.equal(a, b)
+    assert int(learn.ema.n_averaged) == 3
+    for average, *ws in zip(learn.ema.module.parameters(), *w): assert torch.allclose(average, .75*(.75*ws[0] + .25*ws[1]) + .25*ws[2], atol=1e-6)
+    saved = load_weights(tmp_path/"model.safetensors") # the weights to use are the averaged ones
+    for k, v in learn.ema.module.state_dict().items(): assert torch.equal(saved[k], v)
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("wsd", [1/4, 2/4, 3/4, 1, 1, 1, 1, 1, 1, 1, 1, 9/10, 8/10, 7/10, 6/10, 5/10, 4/10, 3/10, 2/10, 1/10]),
+    ("cosine", [1/4, 2/4, 3/4, 1, *(.5 + .5*math.cos(math.pi*k/16) for k in range(16))])])
+def test_learning_rate_of_every_step(schedule, expected):
+    "Four steps up of twenty; a trapezoid falls over the last ten, half a cosine over all that are left"
+    cfg = TrainConfig(steps=20, warmup=.2, decay=.5, lr_schedule=schedule)
+    assert np.allclose([lr_factor(s, cfg) for s in range(20)], expected, atol=1e-12)
+    keep = Keep()
+    learner(keep, steps=20, warmup=.2, decay=.5, lr_schedule=schedule, stop_at=3).fit()
+    assert np.allclose([list(r) for r in keep.rates], [[1e-2*e] for e in expected[:3]]) # all groups of all optimizers
+    assert lr_factor(0, replace(cfg, warmup=0.)) == 1 and lr_factor(19, replace(cfg, decay=0., lr_schedule="wsd")) == 1
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_what_decays(optimizer):
+    "Without a gradient a step is the decay alone: every matrix shrinks, the embedding too; no gain or bias does"
+    model = randomize_(BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=16, time_conditioning=True), 60, SPECIALS), std=1.)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    opts = make_optimizers(model, TrainConfig(optimizer=optimizer, lr=.1, weight_decay=.5))
+    for p in model.parameters(): p.grad = torch.zeros_like(p)
+    for o in opts: o.step()
+    for n, p in model.named_parameters(): assert torch.allclose(p, before[n]*(1 - .1*.5 if p.ndim > 1 else 1.), atol=1e-6), n
+    assert {p.ndim for p in model.parameters()} == {1, 2}
+
+def test_which_optimizer_steps_what():
+    "Muon takes the matrices of the blocks, but not those that only scale and shift them; AdamW the rest"
+    model = BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=16, time_conditioning=True), 60, SPECIALS)
+    adamw, muon = make_optimizers(model, TrainConfig())
+    own = {id(p) for g in muon.param_groups for p in g["params"]}
+    names = {n for n, p in model.named_parameters() if id(p) in own}
+    assert names == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in ("attn.qkv", "attn.out", "ff.up", "ff.down")}
+    assert len(own) + sum(len(g["params"]) for g in adamw.param_groups) == len([*model.parameters()])
+    assert len(make_optimizers(model, TrainConfig(), muon=False)) == 1
+
+# ---- what is minimised ----
+
+def test_llada_floor():
+    "At time 0 one token in a thousand is still masked, with a weight of a thousand; at time 1 all are"
+    obj = Objective(ToyLanguage(), "llada")
+    x = torch.full((3, 4), 5)
+    masked, w = obj.corrupt(x, torch.tensor([[0.], [.5], [1.]]), torch.tensor([[.0009, .0011, .5, .9999]]).expand(3, 4))
+    assert masked.tolist() == [[True, False, False, False], [True, True, True, False], [True]*4]
+    assert torch.allclose(w, torch.tensor([[1000.], [1/.5005], [1.]]).expand(3, 4))
+
+# ---- figures ----
+
+def test_unigram_counts_the_training_side():
+    test, train = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1, 1, 1])
+    y = yardsticks("abcd", test, train, 3)["unigram"]
+    p = np.array([1.5, 5.5, .5])/7.5 # add one half
+    assert math.isclose(y, -np.log2(p[test]).sum()/4)
+
+def test_unigram_of_a_run(tiny_home, recipe):
+    "The yardstick in a summary knows how frequent tokens are in training, not in what it is scored on"
+    run = tiny_home/"checkpoints"/"tiny"
+    cfg, s = load_config(run/"config.yaml"), read_json(run/"summary.json")
+    _, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)), tiny_home/"data"/"cache")
+    test, counts = np.asarray(store.side("test")), np.bincount(store.side("train"), minlength=len(tok)) + .5
+    bits = -np.log2(counts[test]/counts.sum()).sum()
+    assert math.isclose(s["yardsticks"]["unigram"], bits/len(tok.decode(test).encode()), rel_tol=1e-9)
+    assert s["tokens_scored"] == len(test)
+
+class TwoBytes: n_bytes = np.array([0]*5 + [2]*3) # a stand-in for a tokenizer
+
+def test_monte_carlo_error_is_the_spread_over_seeds():
+    """How much the figure of one pass moves with its masks, over the root of the number of passes: nothing of that comes from within
+    an evaluation. (Its passes are stratified, so the truth is smaller still, and the error is on the safe side.)"""
+    toy = ToyLanguage()
+    tokens = toy.sentences[torch.multinomial(toy.p, 100, replacement=True, generator=torch.Generator().manual_seed(0))].flatten().numpy()
+    x = torch.from_numpy(tokens).view(-1, 4)
+    single = np.std([score_windows(toy, x, draws=1, batch=100, seed=s)[0].sum()/800/math.log(2) for s in range(200)], ddof=1) # known to 5 %
+    for draws in (8, 32):
+        mc = np.mean([evaluate(toy, TwoBytes, tokens, np.array([0, 400]), length=4, draws=draws, batch=100, seed=s)["monte_carlo_error"] for s in range(3)])
+        assert .8 < mc/(single/draws**.5) < 1.2, draws
+
+# ---- the reference model ----
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    "The reference model, the store of its corpus, and its record"
+    lm, cfg = DiffusionLM.from_run(REFERENCE, device="cpu"), load_config(REFERENCE/"config.yaml")
+    corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(REFERENCE)), tmp_path_factory.mktemp("cache"))
+    return lm, tok, store, read_json(REFERENCE/"summary.json")
+
+def test_reference_on_its_first_speech(reference):
+    "The same passes over the first test document as in its record give the same nats: corpus, split, tokenizer, weights and masks are what they were"
+    lm, tok, store, s = reference
+    assert store.path.name == s["data"]["store"] == "tokens-4ca251ad871c6068"
+    bounds = store.documents("test") - store.documents("test")[0]
+    n = -(-int(bounds[1])//256) # windows that the document reaches into
+    x = torch.from_numpy(store.side("test")[:256*n].astype(np.int64)).view(n, 256)
+    nats = score_windows(lm.model, x, draws=s["draws"])[0].mean(-1).ravel()[:bounds[1]].sum()
+    assert len(bounds) - 1 == s["bits_per_byte"]["n"] == 10 and math.isclose(nats, s["by_document"]["nats"][0], rel_tol=1e-3)
+
+@pytest.mark.slow
+def test_reference_on_all_of_the_test_side(reference):
+    lm, tok, store, s = reference
+    r = evaluate(lm.model, tok, store.side("test"), store.documents("test"), draws=s["draws"])
+    assert abs(r["bits_per_byte"]["value"] - 1.363) < .01 # as the README says
+    assert abs(r["bits_per_byte"]["value"] - s["bits_per_byte"]["value"]) < 2e-4 and r["tokens_scored"] == s["tokens_scored"]
+
+# ---- samplers ----
+
+def sigmas(policy, now, nxt, seen=(0., -.5, -2., 0.), masked=(False, False, False, True)):
+    "σ of four free positions, the last of them masked"
+    step = Step(0, np.array([now, nxt]), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4), torch.tensor([seen]))
+    return policy.sigma(torch.tensor([masked]), step)[0].double().numpy()*np.ones(4)
+
+@pytest.mark.parametrize("policy, now, nxt, expected", [
+    (ReMDM(.2), .5, .4, .2), (ReMDM(.2), .1, .09, .1), (ReMDM(.2), .1, 0., 0.), (ReMDM(.2), .9, .89, .2), (ReMDM(1.), .9, .8, 1.), # cap; at most (1-α_s)/α_t, and at most 1
+    (ReMDM(.2, "rescale"), .5, .4, .2*.8), (ReMDM(.2, "rescale"), .1, .09, .2*.1), (ReMDM(.2, "rescale"), .9, .8, .2), (ReMDM(1., "rescale"), .5, .25, .5),
+    (ReMDM(.2, "loop"), .5, .4, 0.), (ReMDM(.2, "loop"), .1, 0., 0.), (ReMDM(.05, "loop"), .1, .1, .05), (ReMDM(.2, "loop"), .1, .1, .1/.9), # only where it does not fall
+    (PredictorCorrector(.2), .5, .4, 0.), (PredictorCorrector(.2), .5, .5, .2), (PredictorCorrector(.2), .1, .1, .1/.9)])
+def test_rates_of_remasking(policy, now, nxt, expected):
+    assert np.allclose(sigmas(policy, now, nxt), expected, atol=1e-12)
+
+@pytest.mark.parametrize("now, nxt, most", [(.5, .4, .8), (.9, .8, 1.), (.1, 0., 0.)])
+def test_rates_of_remasking_by_confidence(now, nxt, most):
+    "A softmax of minus the probabilities over what is revealed, all of σ_max; masked positions have none"
+    w = np.exp(-np.exp([0., -.5, -2.]))
+    assert np.allclose(sigmas(ReMDM(kind="confidence"), now, nxt), [*(most*w/w.sum()), 0.], atol=1e-6)
+    assert np.allclose(sigmas(ReMDM(kind="confidence"), now, nxt, masked=(True,)*4), 0.) # nothing is revealed yet
+
+def test_a_loop_takes_nothing_back_while_it_falls():
+    policy = ReMDM(.3, "loop")
+    shares, u = policy.grid("uniform", 20), torch.zeros(1, 4, 2, dtype=torch.float64) # u = 0: whatever may be forgotten is
+    back = []
+    for i in range(20):
+        step = Step(i, shares, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4), torch.zeros(1, 4))
+        back.append(bool(policy.forget(None, torch.zeros(1, 4, dtype=torch.bool), step, u).any()))
+    assert back == [bool(a == b) for a, b in zip(shares, shares[1:])] and sum(back) == 10
