@@ -115,7 +115,7 @@ class ReMDM(Policy):
     "Ancestral steps that may mask tokens again: with cap and rescale, samples from the model as the number of steps grows"
     eta: float = .05   # how much is masked again
     kind: str = "cap"  # cap, rescale, confidence or loop
-    exact, forgets = "as the number of steps grows (cap, rescale)", True
+    exact, forgets = "as the number of steps grows", True
 
     def __post_init__(self):
         if self.kind not in (kinds := ("cap", "rescale", "confidence", "loop")): raise unknown("kind", self.kind, kinds)

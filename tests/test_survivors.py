@@ -5,16 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
-import torch.nn.functional as F
 
+from diffusion_lm.callbacks import Awaken, MaskRange, Validate
 from diffusion_lm.core import read_json, rng, seed_everything
-from diffusion_lm.data import SIDES, Batch, DataConfig, Loader, TokenizerConfig, prepare
+from diffusion_lm.curriculum import Curriculum, CurriculumConfig, Stage
+from diffusion_lm.data import Batch, prepare
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.metrics import evaluate, score_windows, yardsticks
 from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
-from diffusion_lm.objective import NoiseConfig, Objective, ToyLanguage
-from diffusion_lm.policies import PredictorCorrector, ReMDM, Step
+from diffusion_lm.objective import NoiseConfig, Objective, ToyLanguage, token_nll
+from diffusion_lm.policies import Ancestral, PredictorCorrector, ReMDM, Step
 from diffusion_lm.run import load_config
+from diffusion_lm.schedule import grid, information_grid
 from diffusion_lm.trainer import EMA, Callback, Checkpoint, Learner, TrainConfig, lr_factor, make_optimizers
 
 SPECIALS = (0, 1, 2, 3, 4)
@@ -109,7 +111,136 @@ def test_which_optimizer_steps_what():
     assert len(own) + sum(len(g["params"]) for g in adamw.param_groups) == len([*model.parameters()])
     assert len(make_optimizers(model, TrainConfig(), muon=False)) == 1
 
+class Ones:
+    "An optimizer that notes the norm of the gradient that it is given"
+    param_groups = [{}]
+    def __init__(self, model): self.model, self.norms = model, []
+    def step(self, *args): self.norms.append(float(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()))
+    def zero_grad(self):
+        for p in self.model.parameters(): p.grad = None
+
+@pytest.mark.parametrize("clip", [.5, 1e6])
+def test_gradient_is_clipped_after_it_is_measured(clip):
+    learn = learner(steps=2, clip=clip)
+    learn.opts = [ones := Ones(learn.model)]
+    learn.train_step()
+    assert float(learn.grad_norm) > 1 and math.isclose(ones.norms[0], min(clip, float(learn.grad_norm)), rel_tol=1e-3)
+
+def test_betas_and_rates_of_the_optimizers():
+    adamw, muon = make_optimizers(BaselineDreamModel(ModelConfig(width=16, heads=2, layers=1, length=16), 60, SPECIALS), TrainConfig(lr=.007))
+    assert {tuple(g["betas"]) for g in adamw.param_groups} == {(.9, .95)} and {g["lr"] for o in (adamw, muon) for g in o.param_groups} == {.007}
+    assert all(g["adjust_lr_fn"] == "match_rms_adamw" for g in muon.param_groups) # one learning rate serves both
+
+def test_shares_move_the_times():
+    "A curriculum's range of masked shares, [low, high], is where times between 0 and 1 go"
+    learn = learner()
+    learn.shares = .2, .6
+    (x, t, *_), = learn._split(b := Batches().batch(0))
+    assert torch.allclose(t, .2 + .4*b.t) and torch.equal(x, b.x)
+
+# ---- callbacks ----
+
+def stand_in(step=0, steps=11, **kw):
+    "As much of a learner as a callback looks at"
+    return SimpleNamespace(**{"step": step, "cfg": TrainConfig(steps=steps, eval_every=5), "best": None, "stage": None, "skipped": False, "notes": (notes := []),
+                              "note": lambda **r: notes.append(r), "shares": None, "read_from": lambda loader: None, "done": False, **kw})
+
+def test_masks_widen_line_by_line():
+    learn, c = stand_in(), MaskRange(NoiseConfig(progress="linear", low=.2, high=.7))
+    c.before_fit(learn)
+    seen = [learn.shares]
+    for learn.step in range(1, 11): c.after_step(learn); seen.append(learn.shares)
+    assert np.allclose(seen, [(0., .2 + .05*i) for i in range(11)]) # the last step has all of it
+
+def test_masks_widen_where_nothing_improves():
+    learn, c = stand_in(steps=40), MaskRange(NoiseConfig(progress="adaptive", low=.2, high=.45))
+    c.before_fit(learn)
+    for learn.step, best in ((5, 5), (7, 5), (10, 5), (15, 15), (20, 15), (25, 15)): # of evaluations every 5 steps, those at 10, 20 and 25 were no better
+        learn.best = (1., best)
+        c.after_step(learn)
+    assert np.allclose([n["mask_range"][1] for n in learn.notes], [.3, .4, .45]) and np.allclose(learn.shares, (0., .45))
+
+def test_random_ranges_are_ranges():
+    learn, c = stand_in(steps=200), MaskRange(NoiseConfig(progress="random", low=.2, high=.7), seed=3)
+    seen = []
+    for learn.step in range(200): c.narrow(learn); seen.append(learn.shares)
+    lo, hi = np.array(seen).T
+    assert (lo < hi).all() and lo.min() < .22 and hi.max() > .68 and lo.min() >= .2 and hi.max() <= .7 and abs(np.mean(seen) - .45) < .02
+
+def test_when_thoughts_awake():
+    learn, c, seen = stand_in(steps=10, raw=SimpleNamespace()), Awaken(late=.3, ramp=.4), []
+    for learn.step in range(10): c.after_step(learn); seen.append((learn.raw.awake, round(learn.raw.ramp, 6)))
+    assert seen == [(False, 0.)]*3 + [(True, 0.), (True, .25), (True, .5), (True, .75), (True, 1.), (True, 1.), (True, 1.)]
+    Awaken().after_step(learn := stand_in(raw=SimpleNamespace()))
+    assert (learn.raw.awake, learn.raw.ramp) == (True, 1.)
+
+def test_early_stop_counts_evaluations():
+    c = Validate.__new__(Validate)
+    cfg = replace(TrainConfig(), steps=100, eval_every=5, early_stop=3)
+    enough = lambda step, best, stage=None: c.enough(stand_in(step, cfg=cfg, best=(1., best), stage=stage))
+    assert [enough(s, 10) for s in (20, 24, 25)] == [False, False, True] # three after the best
+    assert not enough(90, 10, ("a", 0, 95, True)) and [enough(s, 10, ("b", 30, 95, False)) for s in (44, 45)] == [False, True] # only in the last stage, from its beginning on
+    assert not c.enough(stand_in(90, cfg=replace(cfg, early_stop=None), best=(1., 10)))
+
+# ---- a curriculum ----
+
+def curriculum(masking="linear", steps=20, **kw):
+    stages = [Stage(f"{i}", SimpleNamespace(batch_size=2, length=10), lo, hi, 5, 60, (lo, hi) == (0, 1)) for i, (lo, hi) in enumerate([(.5, .9), (.2, .4), (0, 1)])]
+    cfg = CurriculumConfig(reads=["sentences", "pairs", "text"], easy=[.5, 1, 1], low=[.5, .2, 0], high=[.9, .4, 1], shares=[2, 1, 1], masking=masking, **kw)
+    return Curriculum(stages, cfg.check()), stand_in(steps=steps)
+
+def run_stages(c, learn, losses=None):
+    "Walk through all steps; the stage and the masked shares of each"
+    c.before_fit(learn)
+    seen = []
+    for i in range(learn.cfg.steps):
+        seen.append((learn.stage[0], *(round(float(v), 6) for v in learn.shares)))
+        learn.step, learn.loss = i + 1, torch.tensor(1. if losses is None else losses[i])
+        c.after_step(learn)
+    return seen
+
+def test_stages_and_masks_step_by_step():
+    "Masks fall from the highest to the lowest share of each stage, both ends included; the last stage has all of them"
+    seen = run_stages(*curriculum())
+    assert [s for s, *_ in seen] == ["0"]*10 + ["1"]*5 + ["2"]*5
+    assert np.allclose([s[1] for s in seen[:15]], [*np.linspace(.9, .5, 10), *np.linspace(.4, .2, 5)], atol=1e-5)
+    assert all(a == b for _, a, b in seen[:15]) and {s[1:] for s in seen[15:]} == {(0., 1.)}
+
+def test_stages_by_epochs():
+    "So often does a stage read its 60 tokens, 20 a step; the last goes on to the end, and a step is left for the next"
+    c, learn = curriculum(epochs=[1., 2.5, 1.])
+    assert [s for s, *_ in run_stages(c, learn)] == ["0"]*3 + ["1"]*8 + ["2"]*9
+    c, learn = curriculum(epochs=[9., 9., 1.])
+    assert [s for s, *_ in run_stages(c, learn)] == ["0"]*19 + ["1"]
+
+def test_a_stage_without_progress_is_left():
+    "An eighth counts as progress if the loss fell by 1 % or more of the least one"
+    falling, nearly = [.98**i for i in range(80)], [1 - .0005*i for i in range(80)]
+    for losses, first in ((falling, 40), (nearly, 15)): # eighths of 40 steps: the first sets the mark, two without progress end it
+        c, learn = curriculum(steps=80, patience=2)
+        stages = [s for s, *_ in run_stages(c, learn, losses)]
+        assert stages.count("0") == first, stages.count("0")
+
+def test_masks_widen_while_the_loss_falls():
+    "A quarter of the range at first, another with each eighth whose mean loss is lower than that of the one before"
+    c, learn = curriculum("adaptive", steps=32)
+    tops = [s[2] for s in run_stages(c, learn, [1, 1, .9, .9, .8, .8, .9, .9] + [.7]*24)][:16]
+    assert np.allclose(tops, .5 + .4*np.array([1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4])/4, atol=1e-5)
+
 # ---- what is minimised ----
+
+def test_plain_loss_is_the_default():
+    toy = ToyLanguage()
+    h = toy.conditional(torch.full((1, 4), toy.mask))[0]
+    y = torch.tensor([5, 6, 7, 5])
+    assert torch.allclose(token_nll(toy, h, y), -h.gather(1, y[:, None])[:, 0])
+
+def test_grids_between_their_ends():
+    s = np.linspace(0, 1, 5)
+    assert np.allclose(grid("uniform", 4), [1, .75, .5, .25, 0])
+    assert np.allclose(grid("cosine", 4), [1, math.cos(math.pi/8), math.cos(math.pi/4), math.cos(3*math.pi/8), 0])
+    assert np.allclose(grid("fisher-rao", 4), [1, math.cos(math.pi/8)**2, .5, math.cos(3*math.pi/8)**2, 0])
+    assert np.allclose(grid(information_grid([2., 2., 2., 2.]), 4), [1, .75, .5, .25, 0]) # nothing to tell the shares apart
 
 def test_llada_floor():
     "At time 0 one token in a thousand is still masked, with a weight of a thousand; at time 1 all are"
@@ -197,6 +328,29 @@ def test_rates_of_remasking_by_confidence(now, nxt, most):
     w = np.exp(-np.exp([0., -.5, -2.]))
     assert np.allclose(sigmas(ReMDM(kind="confidence"), now, nxt), [*(most*w/w.sum()), 0.], atol=1e-6)
     assert np.allclose(sigmas(ReMDM(kind="confidence"), now, nxt, masked=(True,)*4), 0.) # nothing is revealed yet
+
+def test_only_masked_positions_are_asked_for():
+    g = rng("asked")
+    for policy in (ReMDM(.3), ReMDM(.3, "rescale"), ReMDM(kind="confidence"), ReMDM(.3, "loop"), PredictorCorrector(.3)):
+        for now, nxt in ((.5, .4), (.5, .5), (.1, 0.)):
+            masked, u = torch.from_numpy(g.random((3, 40)) < now), torch.from_numpy(g.random((3, 40, 2)))
+            step = Step(0, np.array([now, nxt]), torch.ones(3, 40, dtype=torch.bool), torch.zeros(3, 40), torch.zeros(3, 40))
+            asked, back = policy.ask(None, masked, step, u), policy.forget(None, masked, step, u)
+            assert not (asked & ~masked).any() and not (back & masked).any() and (asked == masked).all() | (nxt > 0)
+
+def test_ancestral_steps_go_down():
+    "What has the largest times comes first: all that fall into the first busy interval of the grid"
+    times = torch.tensor([[.95, .1, .65, .7, .3]])
+    step = Step(0, np.array([1, .8, .6, .4, .2, 0]), torch.ones(1, 5, dtype=torch.bool), times, torch.zeros(1, 5))
+    masked, seen = torch.ones(1, 5, dtype=torch.bool), []
+    while masked.any():
+        new = Ancestral().ask(times, masked, step, None)
+        seen.append(new[0].nonzero()[:, 0].tolist()); masked = masked & ~new
+    assert seen == [[0], [2, 3], [4], [1]]
+
+def test_short_loops_are_plain_grids():
+    assert [len(ReMDM(.3, "loop").grid("uniform", n)) for n in (1, 2, 3, 7)] == [2, 3, 4, 8]
+    assert np.allclose(ReMDM(.3, "loop").grid("uniform", 2), [1, .5, 0]) and np.allclose(ReMDM(.3, "loop").grid("cosine", 4)[1:4], .1)
 
 def test_a_loop_takes_nothing_back_while_it_falls():
     policy = ReMDM(.3, "loop")
