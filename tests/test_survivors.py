@@ -10,13 +10,16 @@ from diffusion_lm.callbacks import Awaken, MaskRange, Validate
 from diffusion_lm.core import read_json, rng, seed_everything
 from diffusion_lm.curriculum import Curriculum, CurriculumConfig, Stage
 from diffusion_lm.data import Batch, prepare
+from diffusion_lm.layers import Block, RMSNorm, SwiGLU, TimeEmbedding, rope_freq, rope_table
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.metrics import evaluate, score_windows, yardsticks
+from diffusion_lm.metrics import by_level, evaluate, score_windows, yardsticks
 from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
 from diffusion_lm.objective import NoiseConfig, Objective, ToyLanguage, token_nll
 from diffusion_lm.policies import Ancestral, PredictorCorrector, ReMDM, Step
 from diffusion_lm.run import load_config
 from diffusion_lm.schedule import grid, information_grid
+from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.thought import Reader, ThoughtConfig, ThoughtLosses, Writer, between, newest_first, no_thoughts, push
 from diffusion_lm.trainer import EMA, Callback, Checkpoint, Learner, TrainConfig, lr_factor, make_optimizers
 
 SPECIALS = (0, 1, 2, 3, 4)
@@ -250,7 +253,163 @@ def test_llada_floor():
     assert masked.tolist() == [[True, False, False, False], [True, True, True, False], [True]*4]
     assert torch.allclose(w, torch.tensor([[1000.], [1/.5005], [1.]]).expand(3, 4))
 
+# ---- the network ----
+
+def test_angles_of_rotary_positions():
+    assert torch.allclose(rope_freq(8), torch.tensor([1., .1, .01, .001]))
+    cos, sin = rope_table(torch.tensor([0, 3]), 8)
+    assert torch.allclose(cos[1, 0], torch.tensor([3., .3, .03, .003]).cos()) and torch.allclose(sin[1, 0], torch.tensor([3., .3, .03, .003]).sin())
+
+def test_time_is_told_by_waves_of_many_lengths():
+    e = TimeEmbedding(6, n_freq=4)
+    assert torch.allclose(e.freq, torch.tensor([1000., 100., 10., 1.]))
+    a = .3*e.freq
+    assert torch.allclose(e(torch.tensor([.3]))[0, 0], e.net(torch.cat([a.cos(), a.sin()])), atol=1e-6)
+    assert torch.allclose(e(torch.tensor([[.3, .7]]))[0, 0], e(torch.tensor([.3]))[0, 0], atol=1e-6) # a time for each token
+
+def test_width_of_the_gated_layer():
+    "Eight thirds of the width, rounded up to 64"
+    assert [SwiGLU(d).down.in_features for d in (24, 25, 128, 256, 384, 512)] == [64, 128, 384, 704, 1024, 1408]
+
+def test_a_timed_block_scales_shifts_and_gates():
+    torch.manual_seed(0)
+    b, x, c = Block(16, 2, timed=True), torch.randn(2, 6, 16), torch.randn(2, 1, 16)
+    torch.nn.init.normal_(b.ada.weight); torch.nn.init.normal_(b.ada.bias)
+    c1, s1, g1, c2, s2, g2 = b.ada(c).chunk(6, -1)
+    y = x + (1 + g1)*b.attn(b.norm1(x)*(1 + c1) + s1)[0]
+    assert torch.allclose(b(x, cond=c)[0], y + (1 + g2)*b.ff(b.norm2(y)*(1 + c2) + s2), atol=1e-5)
+
+def test_dropout_drops_what_both_halves_add():
+    torch.manual_seed(0)
+    x = torch.randn(1, 400, 16)
+    for part in ("attn", "ff"):
+        b = Block(16, 2, dropout=.25)
+        torch.nn.init.zeros_((b.ff.down if part == "attn" else b.attn.out).weight)
+        added, whole = b(x)[0] - x, b.eval()(x)[0] - x
+        dropped = added == 0
+        assert abs(float(dropped.float().mean()) - .25) < .03 and torch.allclose(added[~dropped], whole[~dropped]/.75, atol=1e-5)
+
+def test_norm_of_nearly_nothing():
+    x = torch.full((1, 4), 1e-3)
+    for y in (RMSNorm(4)(x), RMSNorm(4).requires_grad_(False)(x.clone())): assert torch.allclose(y, x/(1e-6 + 1e-6)**.5)
+
+# ---- thoughts ----
+
+THOUGHT = ThoughtConfig([2, 2], 8, 3, forget=0.)
+
+def test_which_slots_the_heads_see():
+    "Of eight thoughts the first third of the heads sees two, the second the next four, the last all; and *nothing*, always"
+    sees = Reader(replace(THOUGHT, depth=8), 16, heads=3).sees(torch.ones(1, 8, dtype=torch.bool))[0, :, 0].int().tolist()
+    assert sees == [[1, 1, 0, 0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 1, 0, 0, 1], [1]*9]
+
+def test_a_new_writer_mostly_writes_and_importance_has_bounds():
+    torch.manual_seed(0)
+    w = Writer(THOUGHT, 16)
+    assert torch.equal(w.gate.bias, torch.full((8,), 2.))
+    h, old = torch.randn(3, 5, 16), torch.randn(3, 2, 2, 8)
+    for bias, worth in ((1e4, 3.), (-1e4, -3.), (0., None)):
+        with torch.no_grad(): w.worth.bias.fill_(bias)
+        new, importance = w(h, old)
+        if worth: assert torch.allclose(importance, torch.tensor(worth).sigmoid().expand(3))
+    with torch.no_grad(): w.worth.weight.zero_(); w.worth.bias.fill_(1.)
+    assert torch.allclose(w(h, old)[1], (3*torch.tensor(1/3).tanh()).sigmoid().expand(3))
+    with torch.no_grad(): w.gate.weight.zero_()
+    g = torch.tensor(2.).sigmoid()
+    candidate = ((w(h, old)[0] - (1 - g)*old)/g).flatten(1, -2)
+    assert torch.allclose(candidate.square().mean(-1), torch.ones(3, 4), atol=1e-3) # of size one
+
+def test_auxiliary_losses_one_by_one():
+    torch.manual_seed(0)
+    weights = {"next": .5, "contrastive": 2., "sparsity": 3., "diversity": 0.}
+    aux = ThoughtLosses(THOUGHT, 16, 16, weights)
+    new, before, memory, rows = torch.randn(4, 2, 2, 8), torch.randn(4, 2, 2, 8), torch.randn(4, 4, 16), torch.tensor([True, True, False, True])
+    parts = aux(new, rows, memory, before)
+    z = new[rows]
+    assert set(parts) == {"next", "contrastive", "sparsity"} # a weight of zero is none
+    assert torch.allclose(parts["next"], (aux.guess(memory[rows]).flatten(1) - z.flatten(1)).square().mean())
+    assert torch.allclose(parts["sparsity"], z.abs().mean())
+    a, b = (torch.nn.functional.normalize(aux.point(v.flatten(1)), dim=-1) for v in (z, before[rows]))
+    assert torch.allclose(parts["contrastive"], -(a @ b.T/.1).log_softmax(-1).diagonal().mean(), atol=1e-5)
+    assert torch.allclose(aux.total(parts, .25), .25*sum(weights[k]*v for k, v in parts.items()))
+    aux(new, rows, memory, before)["next"].backward()
+    assert aux.guess.weight.grad.abs().max() > 0
+
+def test_between_two_stacks_only_what_both_have():
+    a, b = (push(no_thoughts(THOUGHT, 1), torch.full((1, 2, 2, 8), v), torch.tensor([w])) for v, w in ((1., .2), (3., .6)))
+    b = push(b, torch.full((1, 2, 2, 8), 5.), torch.tensor([1.]))
+    m = between(a, b, .5)
+    assert m.filled.tolist() == [[True, False, False]] and m.maps[0, 0].unique().tolist() == [3.] and math.isclose(m.importance[0, 0], .6, rel_tol=1e-6)
+    assert m.age[0].tolist() == torch.maximum(newest_first(a).age, newest_first(b).age)[0].tolist()
+
+def stacked(seed=0, **kw):
+    torch.manual_seed(seed)
+    cfg = ModelConfig(width=32, heads=2, layers=kw.pop("layers", 2), length=16, block=4, thought=replace(THOUGHT, **kw))
+    return randomize_(StackedDiffusionModel3D(cfg, 20, SPECIALS), 1)
+
+TEXT = torch.randint(5, 20, (3, 8), generator=torch.Generator().manual_seed(1))
+HIDDEN = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) < .5
+
+def test_text_looks_at_thoughts_evenly_between_the_blocks():
+    assert [[*stacked(layers=n, looks=k).looks] for n, k in ((2, 1), (4, 2), (6, 3), (1, 3))] == [["0"], ["0", "2"], ["1", "2", "3"], ["0"]]
+
+@pytest.mark.parametrize("forget", [0., 1.])
+def test_forgetting_is_for_training(forget):
+    "A row that forgets reads its passage as if it began the document"
+    m = stacked(forget=forget)
+    s = m.study(TEXT[:, :4]).detach()
+    for training in (True, False):
+        m.train(training)
+        h, *_ = m.passages(TEXT[:, 4:], HIDDEN[:, 4:], thoughts=s)
+        fresh, *_ = m.passages(TEXT[:, 4:], HIDDEN[:, 4:])
+        assert torch.allclose(h, fresh, atol=1e-6) == (training and forget == 1.)
+
+def test_noise_on_thoughts_is_for_training():
+    m, seen = stacked(noise=.5), []
+    read = m.reader.forward
+    m.reader.forward = lambda s: (seen.append(s.maps), read(s))[1]
+    s = m.study(TEXT[:, :4]).detach()
+    for training in (True, False):
+        m.train(training); seen.clear()
+        m.passages(TEXT[:, 4:].repeat(1, 1), HIDDEN[:, 4:], thoughts=s)
+        assert abs(float((seen[0] - s.maps).std()) - (.5 if training else 0.)) < .06
+
+def test_typos_are_tokens_and_as_many_as_asked_for():
+    m = stacked(typos=.3)
+    x = torch.randint(5, 20, (200, 40), generator=torch.Generator().manual_seed(0)); x[:, 30:] = m.pad
+    y = m._mistype(x)
+    assert (y[:, 30:] == m.pad).all() and not m.never[y[:, :30]].any()
+    assert abs(float((y != x)[:, :30].float().mean()) - .3*16/20) < .02 # of twenty tokens three may not occur, and one is the same
+
+def test_a_thought_knows_the_words_and_the_hidden_states():
+    m = stacked().eval()
+    s, h = m.begin(3), torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
+    a, b, c = m.write(h, TEXT[:, :4], s), m.write(h, TEXT[:, 4:], s), m.write(h.flip(0), TEXT[:, :4], s)
+    assert not torch.allclose(a.maps, b.maps, atol=1e-3) and not torch.allclose(a.maps, c.maps, atol=1e-3)
+    assert ThoughtObjective(stacked(stretch=7)).stretch == 7 and ThoughtObjective(stacked(stretch=None)).stretch is None
+
+def test_steering_goes_a_step_of_the_size_asked_for():
+    m = stacked().eval()
+    s = newest_first(m.study(TEXT))
+    moved = m.steer(s, torch.full((3, 4), m.mask), lambda logits: logits.log_softmax(-1)[..., 11].mean(1), steps=1, size=.2)
+    length = lambda z: z.flatten(1).norm(dim=1)
+    assert torch.allclose(length(moved.maps[:, 0] - s.maps[:, 0]), .2*length(s.maps[:, 0]), rtol=1e-4)
+
 # ---- figures ----
+
+class Even(torch.nn.Module):
+    "Gives each of seven tokens the same probability"
+    vocab_size, pad, mask, bos, causal = 12, 0, 1, 2, False
+    def features(self, x, t=None, **kw): return torch.zeros(*x.shape, 12).index_fill(-1, torch.arange(5), -torch.inf), None
+    def head(self, h): return h
+
+def test_bands_of_the_masked_share():
+    "Of twelve tokens, twelve stratified passes mask one to twelve, each number once: a band for each"
+    x = torch.randint(5, 12, (3, 12), generator=torch.Generator().manual_seed(0))
+    nats, bands = score_windows(Even(), x, draws=12)
+    assert bands[1].tolist() == [3.*k for k in range(1, 13)] and np.allclose(bands[2], bands[1]*math.log(7))
+    assert np.allclose(nats.sum(1), 12*math.log(7), atol=1e-4) # in every pass
+    hits = np.array([3., 2, 2, 1, 5, 4, 4, 4, 9, 0, 0, 1])
+    assert by_level(np.stack([hits, bands[1], bands[2]])).tolist() == [[8, 17, 10], [30, 78, 126]]
 
 def test_unigram_counts_the_training_side():
     test, train = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1, 1, 1])
