@@ -172,7 +172,11 @@ def _last_page(text, start):
     "Where the footer of Project Gutenberg begins; None if there is none"
     marks = [m.start() for m in _END.finditer(text, start or 0)]
     if not marks or not (_is_footer(text[marks[-1]:]) and (start is not None or "utenberg" in text[marks[-1]:].partition("\n")[2])): return None
-    return next((b for a, b in zip(marks[-2::-1], marks[:0:-1]) if b - a > 600), marks[0]) # lines of one footer stand close together
+    return _first_line(marks)
+
+def _first_line(marks):
+    "Where the last of some footers begins: its own lines stand close together"
+    return next((b for a, b in zip(marks[-2::-1], marks[:0:-1]) if b - a > 600), marks[0])
 
 def body(text):
     "The text without the headers and footers of Project Gutenberg, as it is where there are none"
@@ -183,7 +187,7 @@ def body(text):
     text = text[start or 0:end]
     for m in reversed([*_START.finditer(text)]): # several books in one file
         last = [e.start() for e in _END.finditer(text, max(0, m.start() - _LICENCE), m.start())]
-        if last and _is_footer(text[last[0]:m.start()]): text = text[:last[0]] + "\n\n" + _without_credits(text[m.end():])
+        if last and _is_footer(text[_first_line(last):m.start()]): text = text[:_first_line(last)] + "\n\n" + _without_credits(text[m.end():])
     return _without_credits(text).strip("\n")
 
 # %% ../nbs/01a_reading.ipynb #0015
@@ -375,7 +379,7 @@ def _walk(folder, seen):
             if (here.st_dev, here.st_ino) in known: seen["folder", "to which another link leads passed over"] += 1; folders.clear(); continue
             known.add((here.st_dev, here.st_ino))
             hidden = [n for n in folders + files if n.startswith(".")]
-            if hidden: seen["hidden file", "or folder passed over"] += len(hidden)
+            if hidden: seen["hidden name", "(such as ._a.txt or .git) passed over"] += len(hidden)
             folders[:] = sorted(n for n in folders if not n.startswith("."))
             tops += [os.path.join(at, n) for n in folders if os.path.islink(os.path.join(at, n))]
             for n in sorted(set(files) - set(hidden)):
