@@ -110,7 +110,7 @@ def _load_hub(name, column, config=None):
     rows = lambda: (t or "" for chunk in values.chunks for t in chunk.to_pylist())
     if is_title(next(filter(str.strip, rows()), "")): docs = _Rows([*articles(map(tidy, rows()))])
     else: docs = _Rows(Strings(values, _with_text(rows(), seen), _clean_row))
-    if not len(docs): raise UserError(f"{name} has no rows with text")
+    if not len(docs): raise UserError(f"{name} has no text in any of its rows")
     return Corpus(name, docs, _read(docs), notes(name, seen))
 
 def _clean_row(text): return body(tidy(text))
@@ -171,11 +171,11 @@ def load_corpus(path="sotu", column="text", config=None):
     c = _load_hub(path, column, config) if not _is_local(path) else (_load_folder if os.path.isdir(p) else _load_file)(p, column)
     return replace(c, docs=_blocks(c.docs)) if len(c) < FEW else c
 
-def load_data(data:DataConfig, whose="this recipe"): # for the message
+def load_data(data:DataConfig, whose="the run of this recipe"): # for the message
     "The corpus that `data` names; raises `UserError` if it is not the one with the fingerprint there"
     corpus = load_corpus(data.path, data.column, data.config)
     if data.fingerprint in (None, corpus.fingerprint): return corpus
-    raise UserError(f"the text of {data.path} has changed since {whose} was trained on, or is another; give the old text with --data.path, or train a new run with --data.fingerprint null")
+    raise UserError(f"the text of {data.path} has changed since {whose} was trained on it, or is another; give the old text with --data.path, or train a new run with --data.fingerprint null")
 
 def lasting(path):
     "The path as it can be found from any folder"
@@ -371,7 +371,7 @@ def store_of(data:DataConfig, tok, cache=None):
     "The token store of the text that `data` names, under a tokenizer that is there"
     return token_store(load_data(data), tok, cache)
 
-def prepare(data:DataConfig, tokenizer:TokenizerConfig, cache=None, whose="this recipe"):
+def prepare(data:DataConfig, tokenizer:TokenizerConfig, cache=None, whose="the run of this recipe"):
     "The corpus, tokenizer and token store of a run"
     from diffusion_lm.tokenizer import Tokenizer, train_tokenizer
     cache, corpus = Path(cache or cache_dir()), load_data(data, whose)

@@ -356,7 +356,7 @@ def read_source(path, column="text"): # of a table: the column that holds the te
             if Path(name).suffix.lower() not in TABLES: seen["file", f"read as a table ({kind}), which it holds"] += 1
             values = {"json": _json_values, "parquet": _parquet_values, "csv": _csv_values, "tsv": _tsv_values}[kind](f, path, column)
             texts = _packed(_rows(values, path, column, seen))
-            if not len(texts): raise NoText(f"{path} has no rows with text" if sum(seen.values()) else f"{path} is empty: it has no rows")
+            if not len(texts): raise NoText(f"{path} has no text in any of its rows" if sum(seen.values()) else f"{path} is empty: it has no rows")
             return Source(name, texts, True, seen)
     text = _decoded(raw, path)
     if not text.strip(): raise NoText(f"{path} is empty")

@@ -128,11 +128,12 @@ def _same_run(cfg, run):
             raise UserError(f"{k} was {old.get(k)} and cannot be {new.get(k)} on resuming run '{run.name}'; start a new run instead")
     return replace(cfg, data=replace(data, path=cfg.data.path))
 
-def _moved(run, path):
-    "Note in a run's configuration where its text lies now"
+def _moved(run, data):
+    "Note in a run's configuration where its text lies now, and what it is"
     d = yaml.safe_load((run/"config.yaml").read_text(encoding="utf-8"))
-    if d["data"]["path"] == path: return
-    d["data"]["path"] = path
+    now = {"path": data.path, "fingerprint": data.fingerprint}
+    if now.items() <= (d.get("data") or {}).items(): return
+    d["data"] = (d.get("data") or {}) | now
     write_text(run/"config.yaml", yaml.safe_dump(d, sort_keys=False, allow_unicode=True))
 
 def claim(name, out=None, resume=False, overwrite=False):
@@ -194,7 +195,7 @@ def train(cfg,                 # `RunConfig`
         for n in notes: say(n)
         say(f"resuming '{name}' from {path.name}" if path else f"'{name}' has no checkpoint yet: starting at the first step")
         if learn.acc.is_main_process:
-            _moved(run, cfg.data.path)
+            _moved(run, cfg.data)
             for f in ("log.jsonl", "samples.jsonl"): trim_jsonl(run/f, lambda r: path is not None and r.get("step", 0) <= learn.step)
     else:
         if cfg.trainer.minutes: cfg = replace(cfg, trainer=replace(cfg.trainer, steps=learn.limit_steps(cfg.trainer.minutes), minutes=None))
@@ -238,7 +239,7 @@ def text_of(cfg, tok,    # of a run
         changed = "has changed since this run was trained"
     except UserError as e:
         if name is None: raise
-        changed = changed or f"is gone ({e})"
+        changed = changed or f"is gone or cannot be read ({e})"
     if not (cache/name/"meta.json").exists(): raise UserError(f"the text of {path} {changed}, and what was kept of it is not there ({name} in the cache)")
     return None, TokenStore(cache/name), f"the text of {path} {changed}: what counts is the text as it was then, which {name} in the cache has kept"
 

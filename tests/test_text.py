@@ -162,7 +162,7 @@ def test_a_value_that_is_no_text(row, why):
     Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=why): load_corpus("t.jsonl")
 
-@pytest.mark.parametrize("content, why", [("text,text\na,b\n", "several columns"), ("text\na, b\n", "line 2 has 2 cells"), ('text\n"a\nb\n', "unexpected end"), ("id\n1\n", "no column 'text'; it has id"), ("text\n", "is empty"), ("text\n\"\"\n", "no rows with text")])
+@pytest.mark.parametrize("content, why", [("text,text\na,b\n", "several columns"), ("text\na, b\n", "line 2 has 2 cells"), ('text\n"a\nb\n', "unexpected end"), ("id\n1\n", "no column 'text'; it has id"), ("text\n", "is empty"), ("text\n\"\"\n", "no text in any of its rows")])
 def test_tables_that_would_be_misread(content, why):
     Path("t.csv").write_text(content)
     with pytest.raises(UserError, match=why): load_corpus("t.csv")
