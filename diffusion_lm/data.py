@@ -232,8 +232,9 @@ def _add_often(pair, count, doc, first, df, sizes, overlap):
         c[known] += count[a:b]
         c[:i + 1] = 0
         near = np.flatnonzero(c >= overlap*np.minimum(sizes[i], sizes).clip(1))
-        new = near[np.unique(group[near], return_index=True)[1]]
-        near = np.union1d(np.intersect1d(near, known), new[group[new] != group[i]])
+        new = near[group[near] != group[i]]
+        new = new[np.unique(group[new], return_index=True)[1]]
+        near = np.union1d(np.intersect1d(near, known), new)
         group[np.isin(group, group[near])] = group[i]
         out += [(i*n + j, c[j]) for j in near]
     return np.array([p for p, _ in out], np.int64), np.array([c for _, c in out])
