@@ -119,6 +119,14 @@ def _check_recipe(path):
     for k in SECTIONS:
         if k in d and not isinstance(d[k], dict): raise UserError(f"{path} is not a recipe: '{k}' must have fields, such as '{k}: {{{next(iter(SECTIONS[k].__dataclass_fields__))}: …}}'")
 
+def _forget_text(data, args):
+    "A recipe that was a run's names its text by fingerprint, too: another text has another"
+    from diffusion_lm.data import lasting
+    import yaml
+    if _value(args, "--data.path") is None or _value(args, "--config") is None or _value(args, "--data.fingerprint") is not None: return
+    was = (yaml.safe_load(Path(_value(args, "--config")).read_text(encoding="utf-8")).get("data") or {}).get("path")
+    if was is None or lasting(str(was)) != lasting(str(data["path"])): data["fingerprint"] = None
+
 def parse_train(args, command="train"):
     "The `RunConfig` and the other options of a training command"
     from diffusion_lm.core import UserError, find_run
@@ -132,6 +140,7 @@ def parse_train(args, command="train"):
         args = ["--config", str(find_run(_value(args, "--name"), _value(args, "--out"))/"config.yaml"), "--trainer.stop_at", "null", *args]
     if file := _value(args, "--config"): _check_recipe(file)
     d = _parse(parser, args)
+    if "--resume" not in args: _forget_text(d["data"], args)
     stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) if recipe else "run"
     options = {k: d.pop(k) for k in ("name", "out", "resume", "overwrite", "json", "inspect") if k in d} | {"recipe": recipe}
     d.pop("config", None)
@@ -148,15 +157,16 @@ def prepare_command(args):
     cfg, o = parse_train(args, "prepare")
     _refuse({"out"} if o["out"] else (), ("out", o["inspect"], "goes with --inspect"))
     cfg = replace(cfg, model=cfg.model.resolve(), curriculum=(cfg.curriculum or CurriculumConfig()).check())
-    corpus, tok, store = prepare(cfg.data, cfg.tokenizer)
-    out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name}
+    corpus, tok, store = prepare(cfg.data, cfg.tokenizer, whose="the run of this recipe")
+    for n in corpus.notes: print(n, file=sys.stderr)
+    out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name, "fingerprint": corpus.fingerprint, "notes": list(corpus.notes)}
     lines = [f"{corpus}: " + ", ".join(f"{s} {n:,}" for s, n in out["tokens"].items()) + f" tokens of {out['bytes_per_token']:.2f} bytes, vocabulary {len(tok):,}"]
     if o["inspect"]:
         if not cfg.curriculum.measures:
             cfg = replace(cfg, curriculum=CurriculumConfig(difficulty=cfg.curriculum.difficulty))
             lines += ["", "all stages of this recipe read the running text; by difficulty they would read:"]
         book, stages = stages_of(cfg, corpus, tok, store)
-        folder = Path(o["out"] or f"{Path(cfg.data.path).stem}-inspect")
+        folder = Path(o["out"] or f"{Path(corpus.name).stem}-inspect")
         out["inspect"] = inspect_book(book, stages, cfg.curriculum, folder)
         lines += ["", *_table(stage_table(stages)), "", f"{_short(folder/'report.html')} to read, segments.parquet and stages.json beside it for programs"]
     if o["json"]: return _json(out)
@@ -409,12 +419,12 @@ def chat_command(args):
 def _eval_style(o):
     "dlm eval RUN --style"
     from diffusion_lm.core import UserError, find_run
-    from diffusion_lm.data import body, read_utf8
+    from diffusion_lm.reading import read_text
     from diffusion_lm.run import load_config, style_figures
     from diffusion_lm.style import style_table
     if o["samples"] < 2: raise UserError(f"--samples must be at least 2, got {o['samples']}")
     if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
-    reference = body(read_utf8(o["reference"])) if o["reference"] else None
+    reference = read_text(o["reference"]) if o["reference"] else None
     lm = _load(o)
     print(f"writing {o['samples']} texts", file=sys.stderr)
     r = style_figures(load_config(find_run(o["run"], o["out"] or None)/"config.yaml"), lm, reference, o["samples"], o["seed"])
@@ -424,11 +434,11 @@ def _eval_style(o):
 
 def eval_command(args):
     "dlm eval RUN"
-    from diffusion_lm.core import UserError, find_run, pick_dtype
-    from diffusion_lm.data import read_utf8, store_of
+    from diffusion_lm.core import UserError, pick_dtype
     from diffusion_lm.metrics import Estimate, is_exact
     from diffusion_lm.models import n_params
-    from diffusion_lm.run import load_config, test_figures
+    from diffusion_lm.reading import read_text
+    from diffusion_lm.run import load_config, test_figures, text_of
     p = _parser("eval", "Score the run's own test text, or a file.")
     p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
     p.add_argument("--file", type=str, default="", help="a UTF-8 text file to score instead of the run's test side")
@@ -445,13 +455,14 @@ def eval_command(args):
     if o["draws"] < 1: raise UserError(f"--draws must be at least 1, got {o['draws']}")
     if o["max_tokens"] < 0 or "max_tokens" in given and not o["max_tokens"]: raise UserError(f"--max-tokens must be at least 1, got {o['max_tokens']}")
     if o["style"]: return _eval_style(o)
-    text = read_utf8(o["file"]) if o["file"] else None
+    text = read_text(o["file"]) if o["file"] else None
     lm, start = _load(o), time.perf_counter()
     _refuse(given, ("draws", not is_exact(lm.model), "goes with a bound; the score of this run is exact"))
     lm.dtype = pick_dtype(lm.device)
     if text is not None: figures = lm.score(text, o["draws"])
     else:
-        store = store_of(load_config(find_run(o["run"], o["out"] or None)/"config.yaml").data, lm.tokenizer)
+        _, store, note = text_of(load_config(lm.folder/"config.yaml"), lm.tokenizer, lm.folder)
+        if note: print(note, file=sys.stderr)
         figures = test_figures(lm.model, lm.tokenizer, store, o["draws"], o["max_tokens"] or None, lm.dtype, quiet=o["json"])
     seconds = time.perf_counter() - start
     out = {"name": lm.name, "parameters": n_params(lm.model), "tokens": figures["tokens_scored"], "seconds": round(seconds, 2),
@@ -563,13 +574,14 @@ def bench_command(args):
 # %% ../nbs/21_cli.ipynb #100f
 def _scored(o, lm):
     "The run's test tokens and bounds, and windows of its validation text; None where the text is not there"
-    from diffusion_lm.core import UserError, find_run
-    from diffusion_lm.data import eval_windows, store_of
-    from diffusion_lm.run import load_config
-    try: store = store_of(load_config(find_run(o["run"], o["out_runs"] or None)/"config.yaml").data, lm.tokenizer)
+    from diffusion_lm.core import UserError
+    from diffusion_lm.data import eval_windows
+    from diffusion_lm.run import load_config, text_of
+    try: _, store, note = text_of(load_config(lm.folder/"config.yaml"), lm.tokenizer, lm.folder)
     except UserError as e:
         if o["static"]: raise
         return print(f"what the smaller graphs cost is not measured: {e}", file=sys.stderr), None
+    if note: print(note, file=sys.stderr)
     size, side = lm.length, lambda name: (store.side(name), store.documents(name))
     tokens, bounds = side("test")
     tokens, bounds = tokens[:o["max_tokens"]], [b - bounds[0] for b in bounds if b - bounds[0] < o["max_tokens"]]

@@ -35,7 +35,7 @@ class Segment(NamedTuple):
 
 def paragraphs(text):
     "The `Segment`s between blank lines"
-    spans = [m.span() for m in re.finditer(r"\S(?:.*\S)?(?:[ \t]*\n[ \t]*\S(?:.*\S)?)*", text)]
+    spans = [m.span() for m in re.finditer(r"\S(?:.*\S)?(?:[ \t\r]*\n[ \t\r]*\S(?:.*\S)?)*", text)]
     return [Segment(a, b, i) for i, (a, b) in enumerate(spans)]
 
 def sentences(text, language="en"): # two letters that pysbd knows

