@@ -50,7 +50,7 @@ REFUSED = [
     ("train --config RECIPE --objective ar --noise.schedule cosine", "--noise.schedule changes nothing: objective ar masks nothing"), ("train --config RECIPE --objective llada --noise.schedule cosine", "a schedule of its own"),
     ("train --config RECIPE --objective ar --noise.blocks 2", "--noise.blocks changes nothing"), ("train --config RECIPE --trainer.lr_schedule cosine --trainer.decay .3", "--trainer.decay changes nothing"),
     ("train --config RECIPE --name new --tokenizer.load gpt2 --tokenizer.kind word", "--tokenizer.kind changes nothing: tokenizer.load takes one"),
-    ("runs --out ~nobody-of-this-name/x", "there is no such user"), ("sample ~nobody-of-this-name", "there is no such user"), ("train --model.thought.help --data 3", "unrecognized arguments"),
+    ("runs --out ~nobody-of-this-name/x", "there is no such user"), ("sample ~nobody-of-this-name", "there is no such user"), ("train --model.thought.help --data 3", "one argument too many"),
     ("demo --config quick", "demo has a recipe of its own"), ("demo --resume", "demo begins anew"),
 ]
 
