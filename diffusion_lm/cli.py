@@ -606,9 +606,10 @@ def export_command(args):
     p.add_argument("--json", action="store_true", help="print export.json")
     o, given = _parse(p, args), _given(p, args)
     if o["format"] not in ("onnx", "torch"): raise unknown("format", o["format"], ("onnx", "torch"))
-    _refuse(given, ("fp16 int8 static opset", o["format"] == "onnx", "goes with --format onnx"), ("static", o["int8"], "goes with --int8"),
-            ("max_tokens", o["int8"] or o["fp16"], "goes with --int8 or --fp16, whose cost is measured on so many tokens"))
+    if o["format"] == "torch" and (o["int8"] or o["fp16"]): raise UserError("--fp16 and --int8 go with --format onnx")
     if o["max_tokens"] < 1: raise UserError(f"--max-tokens must be at least 1, got {o['max_tokens']}")
+    _refuse(given, ("static opset", o["format"] == "onnx", "goes with --format onnx"), ("static", o["int8"], "goes with --int8"),
+            ("max_tokens", o["int8"] or o["fp16"], "goes with --int8 or --fp16, whose cost is measured on so many tokens"))
     if o["format"] == "onnx": check_opset(o["opset"]) # and what it needs, before anything is read
     lm = DiffusionLM.from_run(o["run"], o["out_runs"] or None, "cpu")
     folder = Path(o["out"] or f"{lm.name}-{o['format']}")
@@ -769,6 +770,9 @@ def _on_any_terminal(command):
         with _streams():
             try: status = command(args); sys.stdout.flush(); return status
             except BrokenPipeError: return 0
+            except RuntimeError as e:
+                if "home directory" not in str(e): raise
+                print(_line("there is no such user: write the path without ~NAME"), file=sys.stderr); return 2
             except ValueError as e: print(_line(e), file=sys.stderr); return 2 # a `UserError` of the flush
     return wrapped
 

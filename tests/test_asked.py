@@ -43,14 +43,14 @@ REFUSED = [
     ("bench memory --rounds 3", "not with bench memory"), ("bench train --minutes 1", "not with bench train"), ("bench train --no-peer --all-dtypes", "--no-peer leaves out"), ("bench sample --device cpu --dtype bfloat16", "text is written in float32"),
     ("bench train --out x", "--out goes with bench drift"),
     ("export tiny --static", "--static goes with --int8"), ("export tiny --max-tokens 100", "--max-tokens goes with --int8 or --fp16"), ("export tiny --format torch --opset 18", "--opset goes with --format onnx"),
-    ("export tiny --format torch --int8", "--int8 goes with --format onnx"), ("export tiny --format torch --fp16", "--fp16 goes with --format onnx"),
+    ("export tiny --format torch --int8", "--fp16 and --int8 go with --format onnx"), ("export tiny --format torch --fp16", "--fp16 and --int8 go with --format onnx"),
     ("prepare --config RECIPE --out x", "--out goes with --inspect"),
     ("train --config RECIPE --memory-efficient --trainer.checkpointing false", "leave out one of them"), ("train --name tiny --resume --overwrite", "leave out one of them"),
     ("train --config RECIPE --noise.power 3", "--noise.power changes nothing: it goes with noise.schedule polynomial"), ("train --config RECIPE --noise.low=.1", "--noise.low changes nothing"),
     ("train --config RECIPE --objective ar --noise.schedule cosine", "--noise.schedule changes nothing: objective ar masks nothing"), ("train --config RECIPE --objective llada --noise.schedule cosine", "a schedule of its own"),
     ("train --config RECIPE --objective ar --noise.blocks 2", "--noise.blocks changes nothing"), ("train --config RECIPE --trainer.lr_schedule cosine --trainer.decay .3", "--trainer.decay changes nothing"),
     ("train --config RECIPE --name new --tokenizer.load gpt2 --tokenizer.kind word", "--tokenizer.kind changes nothing: tokenizer.load takes one"),
-    ("train --model.thought.help --data 3", "unrecognized arguments"),
+    ("runs --out ~nobody-of-this-name/x", "there is no such user"), ("sample ~nobody-of-this-name", "there is no such user"), ("train --model.thought.help --data 3", "one argument too many"),
     ("demo --config quick", "demo has a recipe of its own"), ("demo --resume", "demo begins anew"),
 ]
 
