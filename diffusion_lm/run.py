@@ -29,7 +29,6 @@ from .monitor import Monitor, MonitorConfig, Norms, plot_monitor, plot_norms
 from .objective import NoiseConfig, Objective
 from .sampler import denoise
 from .stacked import PASSAGE, ThoughtObjective
-from .thought import ThoughtConfig
 from .tokenizer import Tokenizer
 from .trainer import CHECKPOINT, EMA, Checkpoint, Diverged, Learner, TrainConfig, steps_of
 
@@ -196,9 +195,10 @@ def _family(objective): return {"ar": "causal", "block": "in blocks"}.get(object
 
 def _differences(cfg, was, tok):
     "What of a `RunConfig` does not go with the weights of another, in words"
-    shape = lambda t: t and replace(t, **{k: getattr(ThoughtConfig, k) for k in _TRAINING_ONLY})
     pairs = {f"model.{k}": (getattr(cfg.model, k), getattr(was.model, k)) for k in ("width", "heads", "layers", "time_conditioning", "block")}
-    pairs["model.thought"] = shape(cfg.model.thought), shape(was.model.thought)
+    a, b = (c.model.thought for c in (cfg, was))
+    if a and b: pairs |= {f"model.thought.{k}": (v, getattr(b, k)) for k, v in asdict(a).items() if k not in _TRAINING_ONLY}
+    else: pairs["model.thought"] = tuple("none" if t is None else "a stack" for t in (a, b))
     pairs |= {"objective": (f"{cfg.objective} ({_family(cfg.objective)})", f"{was.objective} ({_family(was.objective)})")} if _family(cfg.objective) != _family(was.objective) else {}
     if cfg.tokenizer.load:
         mine = Tokenizer.load(cfg.tokenizer.load)
@@ -214,7 +214,7 @@ def _begin(cfg, out=None):
     if wrong := _differences(cfg, was, tok): raise UserError(f"this run cannot begin with the weights of '{folder.name}': " + "; ".join(wrong))
     weights, now = load_weights(file, tokenizer=tok.fingerprint), digest(file)
     if cfg.init.digest not in (None, now): raise UserError(f"the weights of '{folder.name}' have changed since init.digest was written down: leave it out to take them as they are")
-    known = file.name == "model.safetensors" and folder.parent in (runs_dir(out).resolve(), runs_dir().resolve())
+    known = file.resolve().parent == folder and folder.parent in (runs_dir(out).resolve(), runs_dir().resolve())
     return replace(cfg, init=InitConfig(folder.name if known else str(file.resolve()), now)), weights
 
 # %% ../nbs/15b_run.ipynb #000c

@@ -22,7 +22,7 @@ def other(tmp_path):
     path.write_text(story(7), encoding="utf-8")
     return path
 
-SHORT = ["--trainer.steps", 12, "--trainer.batch", 4, "--trainer.log_every", 1, "--trainer.save_every", 4, "--trainer.eval_every", 50, "--trainer.sample_every", 50, "--trainer.device", "cpu",
+SHORT = ["--trainer.steps", 12, "--trainer.batch", 4, "--trainer.log_every", 1, "--trainer.save_every", 4, "--trainer.eval_every", 50, "--trainer.sample_every", 50, "--trainer.device", "cpu", "--trainer.dtype", "float32",
          "--samples.steps", 4, "--samples.prompts", '[""]', "--samples.templates", "[]"]
 
 def begun(dlm, other, name="mine", *more):
@@ -41,7 +41,7 @@ def test_it_begins_where_the_other_run_ended(dlm, trained, other):
     b = Loader(store_of(cfg.data, lm.tokenizer), cfg.model.length, 4, seed=cfg.seed).batch(0)
     loss = Objective(lm.model, cfg.objective, cfg.noise).train()(b.x, b.t, b.u)
     first = next(r for r in read_jsonl(run/"log.jsonl") if "loss" in r)
-    assert first["step"] == 1 and first["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert first["step"] == 1 and first["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     want = {"run": "tiny", "digest": digest(source/"model.safetensors")}
     assert read_json(run/"summary.json")["init"] == want and (cfg.init.run, cfg.init.digest) == ("tiny", want["digest"])
     assert f"weights of `tiny` (digest {want['digest'][:12]})" in (run/"report.md").read_text()
@@ -62,7 +62,7 @@ def test_what_may_differ(dlm, trained, other):
     (["--model.time_conditioning", "true"], ["model.time_conditioning is True here and False there"]),
     (["--objective", "ar"], ["objective is ar (causal) here and nelbo-count (bidirectional) there"]),
     (["--objective", "block", "--model.block", 4], ["model.block is 4 here and None there", "(in blocks) here"]),
-    (["--objective", "block", "--model.block", 4, "--model.thought.dims", "[2]"], ["model.thought is "]),
+    (["--objective", "block", "--model.block", 4, "--model.thought.dims", "[2]"], ["model.thought is a stack here and none there"]),
     (["--tokenizer.vocab_size", 400], ["tokenizer.vocab_size is 400 here and 300 there"]),
     (["--tokenizer.load", "OTHER"], ["vocabulary is 290 here and 300 there", "tokenizer is "]),
     (["--init", "tinny"], ["unknown run 'tinny'; did you mean 'tiny'?"]),
