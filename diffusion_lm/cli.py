@@ -645,7 +645,8 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   doctor       what is installed, which device is used; trains for a few seconds
   demo         train the demonstration model and see what it writes
   prepare      read and tokenize a text; --inspect says how difficult it is, sentence by sentence
-  train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4
+  train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4;
+               --init RUN: begin with the weights of another run
   sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
   chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
