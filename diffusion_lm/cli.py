@@ -120,7 +120,7 @@ def _recipes_of(args):
             value = find_recipe(value)
             args[at] = f"--config={value}" if given else value
             said.append(_check_recipe(value))
-        elif flag[2:] in (*SECTIONS, "curriculum") and a.startswith("--"): (read_yaml if Path(value).is_file() else lambda v: parse_yaml(v, flag))(value)
+        elif flag[2:] in (*SECTIONS, "curriculum") and a.startswith("--"): (read_yaml if os.path.isfile(value) else lambda v: parse_yaml(v, flag))(value)
     return args, said
 
 def _begun_with(args, said):

@@ -7,7 +7,7 @@ __all__ = ['UserError', 'unknown', 'pick_device', 'has_bf16', 'pick_dtype', 'aut
            'peak_memory', 'rng', 'seed_everything', 'follow', 'atomic', 'write_text', 'to_json', 'write_json',
            'read_json', 'append_jsonl', 'read_jsonl', 'trim_jsonl', 'digest', 'digest_of', 'parse_yaml', 'read_yaml',
            'unknown_key', 'check_keys', 'settle', 'commit_folder', 'damage', 'listed', 'remove_files', 'refill_folder',
-           'sweep', 'owner', 'home', 'runs_dir', 'cache_dir', 'run_path', 'list_runs', 'find_run']
+           'sweep', 'rank', 'owner', 'home', 'runs_dir', 'cache_dir', 'run_path', 'list_runs', 'find_run']
 
 # %% ../nbs/00_core.ipynb #0003
 import contextlib, ctypes, difflib, errno, glob, hashlib, json, math, os, platform, re, shutil, sys, time
@@ -309,7 +309,7 @@ def refill_folder(path, fill, index): # fill(folder) writes the files, the index
     try:
         fill(tmp)
         old, new = listed(path/index), {f.name for f in tmp.iterdir()} - {index}
-        if taken := sorted(n for n in new - old if os.path.lexists(path/n)): raise UserError(f"{path} has files of somebody else: {', '.join(taken)}; move them away or choose another folder")
+        if taken := sorted(n for n in new - old if os.path.lexists(path/n)): raise UserError(f"{path} has files that no earlier call has listed: {', '.join(taken)}; move them away or choose another folder")
         for f in tmp.iterdir(): _fsync(f)
         about = read_json(tmp/index)
         write_json(path/index, {**about, "unfinished": True, "digests": dict.fromkeys(sorted(old | new))})
@@ -367,13 +367,19 @@ def sweep(path):
         with contextlib.suppress(OSError): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
 
 # %% ../nbs/00_core.ipynb #3a11
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK") # as launchers call it, and Accelerate looks for it
+
+def rank():
+    "The number of this process among those of one training; 0 where it is alone"
+    return next((int(os.environ[k]) for k in _RANKS if os.environ.get(k, "").isdigit()), 0)
+
 @contextlib.contextmanager
 def owner(path,       # a file or folder, there or not
           what,       # what it is, for the message
           hint="wait until it has ended",
           wait=None): # called with a line, then waits; if not given, raises `UserError`
     "Be the only process that writes `path`; yields whether that is certain"
-    if wait is None and os.environ.get("RANK", "0") != "0": yield False; return # of the processes of one training, the first one owns it for all
+    if wait is None and rank(): yield False; return # of the processes of one training, the first one owns it for all
     path = follow(path)
     made, told = [p for p in path.parents if not p.exists()], False
     while True:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np, torch
 
-from .core import UserError, cache_dir, digest, digest_of, owner, read_json, rng, write_json, _fsync
+from .core import UserError, cache_dir, digest, digest_of, owner, rank, read_json, rng, write_json, _fsync
 
 # %% ../nbs/02_data.ipynb #0006
 class Document(NamedTuple):
@@ -278,7 +278,7 @@ def _build(corpus, tok, sides, path):
 
 def _wait(line):
     "Say that another process is at work; of the processes of one training, one says so"
-    if os.environ.get("RANK", "0") == "0": print(line, file=sys.stderr, flush=True)
+    if not rank(): print(line, file=sys.stderr, flush=True)
 
 def token_store(corpus, tok, cache=None, sides=None):
     "The store of `corpus` under the tokenizer `tok`, built if it is not there yet; a second process waits for the first one's"

@@ -138,19 +138,20 @@ def _same_run(cfg, run):
 
 # %% ../nbs/15b_run.ipynb #3b02
 _OURS = {"config.yaml", "tokenizer.json", "model.safetensors", "log.jsonl", "samples.jsonl", "summary.json", "report.md", "denoising.html", "loss.png", "norms.png", "monitor.png"}
+_EMPTIED = ".emptied" # is there while a run is being replaced
 
 def claim(name, out=None, resume=False, overwrite=False):
     "The folder for a run called `name`; refuses one that exists unless it is to be resumed or overwritten"
     run = run_path(name, out)
     follow(run) # a link to a disk that is not there
-    exists = (run/"config.yaml").exists()
+    exists = (run/"config.yaml").exists() and not (run/_EMPTIED).exists()
     if resume and not exists: raise unknown("run", name, [r.name for r in list_runs(out)])
     if exists and not (resume or overwrite): raise UserError(f"run '{name}' exists: add --resume to go on with it, --overwrite to replace it, or choose another --name")
     if exists: return run
-    twin = next((r.name for r in list_runs(out) if r.name.lower() == name.lower()), None)
+    twin = next((r.name for r in list_runs(out) if r.name != name and r.name.lower() == name.lower()), None)
     if twin: raise UserError(f"run '{twin}' exists, and not every disk can tell '{name}' from it; choose another --name")
-    there = {f.name for f in run.iterdir() if not f.name.startswith(".")} if run.is_dir() else {""} if run.exists() else set()
-    if there and ("tokenizer.json" not in there or there & _OURS != {"tokenizer.json"}): raise UserError(f"{run} exists and is no run; choose another --name")
+    if (run/_EMPTIED).exists() or not run.exists(): return run
+    if not run.is_dir() or any(f.name != "tokenizer.json" and not f.name.startswith(".") for f in run.iterdir()): raise UserError(f"{run} exists and is no run; choose another --name")
     return run
 
 def _tidy(run):
@@ -160,14 +161,16 @@ def _tidy(run):
         if name in _OURS or name.startswith("step-"): sweep(run/name)
 
 def _clear(run):
-    "Remove what a run has written; its tokenizer is still there until it is replaced, as a sign of whose folder this is"
+    "Remove what a run has written; until another begins, the folder says that it is being emptied"
+    write_text(run/_EMPTIED, "")
+    (run/"config.yaml").unlink(missing_ok=True)
     for p in run.glob(".step-*.old"): settle(p.with_name(p.name[1:-4]))
     for p in steps_of(run): remove_files(p, CHECKPOINT)
     for p in sorted(run.glob("diffusion_lm/**/*"), reverse=True): # of TensorBoard
         if p.name.startswith("events.out.tfevents") or p.name == "hparams.yml": p.unlink()
         elif p.is_dir() and not p.is_symlink(): remove_files(p, ())
     remove_files(run/"diffusion_lm", ())
-    for f in ("config.yaml", *sorted(_OURS - {"config.yaml", "tokenizer.json"})): (run/f).unlink(missing_ok=True)
+    for f in _OURS: (run/f).unlink(missing_ok=True)
 
 # %% ../nbs/15b_run.ipynb #3b05
 def _weights_of(init, out=None):
@@ -282,10 +285,11 @@ def _train(cfg, name, out, resume, overwrite, quiet, callbacks, make):
     else:
         if cfg.trainer.minutes: cfg = replace(cfg, trainer=replace(cfg.trainer, steps=learn.limit_steps(cfg.trainer.minutes), minutes=None))
         if learn.acc.is_main_process:
-            if overwrite: _clear(run)
+            if run.exists(): _clear(run)
             run.mkdir(parents=True, exist_ok=True)
             tok.save(run/"tokenizer.json")
             write_text(run/"config.yaml", yaml.safe_dump(asdict(cfg), sort_keys=False, allow_unicode=True))
+            (run/_EMPTIED).unlink(missing_ok=True)
             if first: save_weights(first, run/"model.safetensors", tokenizer=tok.fingerprint) # the other run need not be there any more
     if first: say(f"beginning with the weights of '{cfg.init.run}'"); learn.begin_with(first)
     del first

@@ -186,7 +186,7 @@ def test_an_export_keeps_what_others_put_there(trained, dlm, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["app.py", "export.json", "model.fp32.engine", "model.pt2", "notes", "runtime.py", "tokenizer.json"]
     (out/"model.onnx").write_text("of somebody else")
     status, text, err = dlm("export", "tiny", "--out", out)
-    assert status == 2 and "somebody else: model.onnx;" in err and (out/"model.onnx").read_text() == "of somebody else" and (out/"model.pt2").exists()
+    assert status == 2 and "listed: model.onnx;" in err and (out/"model.onnx").read_text() == "of somebody else" and (out/"model.pt2").exists()
 
 class Killed(BaseException): pass
 
