@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 
-from .core import UserError, autocast, unknown
+from .core import UserError, autocast, owner, unknown, unknown_key
 from .lm import _words
 from .models import read_weights, save_weights
 from .policies import check_shape, make_policy
@@ -177,6 +177,9 @@ def load_talk(lm, path, **options): # options of Chat that replace those of the 
     z, about = read_weights(path, model=fingerprint(lm.model))
     try:
         said = json.loads(about["talk"])
+        for there, known in ((said, ("turns", "tail", "options")), (said["options"], Chat.options), *((t, Turn._fields) for t in said["turns"])):
+            for k in there:
+                if k not in known: raise unknown_key(path, k, known)
         chat, n = Chat(lm, **said["options"] | options), len(said["turns"])
         s = revived(z, path, lm.model) if chat.thinks else None
         stacks = [None]*(n + 1) if s is None else [s.each(lambda v: v[i:i + 1]) for i in range(n + 1)]
@@ -243,7 +246,9 @@ def obey(self:Chat, talk, line, show, say=print): # show: draws what is streamed
     elif name == "/stack": self._need_thoughts(); say(stack_text(talk.thoughts))
     elif name == "/steps": say(self.steps_text(talk))
     elif name == "/reset": kept.append(self.reset(talk))
-    elif name == "/save": self.save(talk, _file(words)); say(f"kept in {words[0]}")
+    elif name == "/save":
+        with owner(_file(words), f"the talk {words[0]}", "choose another file"): self.save(talk, words[0])
+        say(f"kept in {words[0]}")
     elif name == "/load":
         self, back = load_talk(self.lm, _file(words)); kept.append(back)
         say(f"a talk of {len(back.turns)} turns, held with " + ", ".join(f"{k} {getattr(self, k)}" for k in self.options))

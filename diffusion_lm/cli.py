@@ -83,24 +83,29 @@ def _refuse(given, *rules): # (names of options, may they stand here?, what to s
             if k in given and not fits: raise UserError(f"{'-n' if k == 'n' else '--' + k.replace('_', '-')} {why}")
 
 # %% ../nbs/21_cli.ipynb #000c
-def _train_parser(command="train"):
+def _fields(parser):
+    "The parser with an option for each field of a recipe"
+    from typing import Union
     from diffusion_lm.run import RunConfig
+    parser.add_class_arguments(RunConfig, skip={"init"})
+    parser.add_argument("--init", type=Union[str, dict, None], default=None, help="begin with the weights of this run: its name, its folder or its weights file; its model and tokenizer are used")
+    return parser
+
+def _train_parser(command="train"):
     p = _parser(command, "Read and tokenize the text of a recipe; any field of it can be given as an option." if command == "prepare" else "Train a model by a recipe; any field of it can be given as an option.")
     p.add_argument("--config", action="config", help="a packaged recipe's name or a YAML file")
     if command == "prepare":
         p.add_argument("--inspect", action="store_true", help="write how difficult the text is, sentence by sentence, and what the stages of the curriculum would read")
         p.add_argument("--out", type=str, default="", help="with --inspect: the folder to write (default: NAME-inspect)")
         p.add_argument("--json", action="store_true", help="machine-readable results")
-        p.add_class_arguments(RunConfig)
-        return p
+        return _fields(p)
     p.add_argument("--name", type=str, default="", help="the run's name (default: the recipe's)")
     p.add_argument("--out", type=str, default="", help="folder of runs (default: checkpoints)")
     p.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
     p.add_argument("--overwrite", action="store_true", help="replace a run of this name")
     p.add_argument("--memory-efficient", dest="memory_efficient", action="store_true", help="recompute the blocks in the backward pass, one sequence at a time (or trainer.micro_batch)")
     p.add_argument("--json", action="store_true", help="print summary.json")
-    p.add_class_arguments(RunConfig)
-    return p
+    return _fields(p)
 
 def _value(args, flag):
     "What follows `flag` in a list of arguments"
@@ -108,17 +113,48 @@ def _value(args, flag):
         if a == flag and i + 1 < len(args): return args[i + 1]
         if a.startswith(flag + "="): return a[len(flag) + 1:]
 
+# %% ../nbs/21_cli.ipynb #3c01
 def _check_recipe(path):
-    "Refuse a file that is no YAML, or no recipe, by its name"
-    from diffusion_lm.core import UserError
+    "What a recipe says; refuses a file that is no YAML, or no recipe, by its name"
+    from diffusion_lm.core import UserError, read_yaml
     from diffusion_lm.run import SECTIONS
-    import yaml
-    try: d = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as e: raise UserError(f"{path} is not YAML: {' '.join(str(e).split())[:200]}") from None
+    try: d = read_yaml(path)
+    except OSError as e: raise UserError(f"{path} is not YAML: {e.strerror}") from None
     if not isinstance(d, dict): raise UserError(f"{path} is not a recipe: it needs sections, such as 'trainer:'")
     for k in SECTIONS:
         if k in d and not isinstance(d[k], dict): raise UserError(f"{path} is not a recipe: '{k}' must have fields, such as '{k}: {{{next(iter(SECTIONS[k].__dataclass_fields__))}: …}}'")
+    return d
 
+def _recipes_of(args):
+    "The arguments with packaged recipes as files, and what all recipes, sections from files and settings in YAML among them say"
+    from diffusion_lm.core import parse_yaml, read_yaml
+    from diffusion_lm.run import SECTIONS
+    args, said = list(args), []
+    for i, a in enumerate(args):
+        flag, given, value = a.partition("=")
+        at = i if given else i + 1
+        if not given: value = args[at] if at < len(args) else ""
+        if flag == "--config" and at < len(args):
+            value = find_recipe(value)
+            args[at] = f"--config={value}" if given else value
+            said.append(_check_recipe(value))
+        elif flag[2:] in (*SECTIONS, "curriculum") and a.startswith("--"): (read_yaml if os.path.isfile(value) else lambda v: parse_yaml(v, flag))(value)
+    return args, said
+
+def _begun_with(args, said):
+    "The arguments, behind what the run whose weights are asked for has to say of model, objective and tokenizer"
+    from dataclasses import asdict
+    from diffusion_lm.run import config_from
+    import yaml
+    init = next((d["init"] for d in reversed(said) if "init" in d), None) if _value(args, "--init") is None else _value(args, "--init")
+    init = init.get("run") if isinstance(init, dict) else init
+    if init in (None, "null"): return args
+    was = config_from(str(init), _value(args, "--out"))
+    model = asdict(was.model)
+    if _value(args, "--model.preset") is not None or any("preset" in (d.get("model") or {}) for d in said): model = {k: v for k, v in model.items() if k not in ("preset", "width", "heads", "layers", "length")}
+    return ["--config", yaml.safe_dump({"model": model, "objective": was.objective, "tokenizer": {k: getattr(was.tokenizer, k) for k in ("kind", "vocab_size")}}), *args]
+
+# %% ../nbs/21_cli.ipynb #3c02
 def _forget_text(data, args):
     "A recipe that was a run's names its text by fingerprint, too: another text has another"
     from diffusion_lm.data import lasting
@@ -130,15 +166,15 @@ def _forget_text(data, args):
 def parse_train(args, command="train"):
     "The `RunConfig` and the other options of a training command"
     from diffusion_lm.core import UserError, find_run
-    from diffusion_lm.run import SECTIONS, RunConfig
-    recipe, parser, args = _value(args, "--config"), _train_parser(command), list(args)
-    if recipe is not None:
-        i = next(i for i, a in enumerate(args) if a == "--config" or a.startswith("--config="))
-        args[i:i + (2 if args[i] == "--config" else 1)] = ["--config", find_recipe(recipe)]
+    from diffusion_lm.run import SECTIONS, RunConfig, load_config
+    recipe, parser = _value(args, "--config"), _train_parser(command)
+    args, said = _recipes_of(args)
+    if "--resume" in args and _value(args, "--init") is not None: raise UserError("--init begins a new run and --resume goes on with one: leave out one of them")
     if "--resume" in args and not recipe:
         if not _value(args, "--name"): raise UserError("--resume needs the --name of the run")
         args = ["--config", str(find_run(_value(args, "--name"), _value(args, "--out"))/"config.yaml"), "--trainer.stop_at", "null", *args]
-    if file := _value(args, "--config"): _check_recipe(file)
+        load_config(args[1])
+    elif "--resume" not in args: args = _begun_with(args, said)
     d = _parse(parser, args)
     if "--resume" not in args: _forget_text(d["data"], args)
     stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) if recipe else "run"
@@ -153,11 +189,11 @@ def prepare_command(args):
     from dataclasses import replace
     from diffusion_lm.curriculum import CurriculumConfig, inspect_book, stage_table
     from diffusion_lm.data import SIDES, prepare
-    from diffusion_lm.run import stages_of
+    from diffusion_lm.run import stages_of, tokenizer_of
     cfg, o = parse_train(args, "prepare")
     _refuse({"out"} if o["out"] else (), ("out", o["inspect"], "goes with --inspect"))
     cfg = replace(cfg, model=cfg.model.resolve(), curriculum=(cfg.curriculum or CurriculumConfig()).check())
-    corpus, tok, store = prepare(cfg.data, cfg.tokenizer, whose="the run of this recipe")
+    corpus, tok, store = prepare(cfg.data, tokenizer_of(cfg), whose="the run of this recipe")
     for n in corpus.notes: print(n, file=sys.stderr)
     out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name, "fingerprint": corpus.fingerprint, "notes": list(corpus.notes)}
     lines = [f"{corpus}: " + ", ".join(f"{s} {n:,}" for s, n in out["tokens"].items()) + f" tokens of {out['bytes_per_token']:.2f} bytes, vocabulary {len(tok):,}"]
@@ -381,8 +417,8 @@ def _load(o):
     return DiffusionLM.from_run(o["run"], o["out"] or None, o["device"])
 
 # %% ../nbs/21_cli.ipynb #100b
-def chat_command(args):
-    "dlm chat RUN"
+def _chat(args):
+    "dlm chat RUN, whose session is nobody else's"
     from diffusion_lm.chat import Chat, load_talk
     from diffusion_lm.core import UserError
     p = _parser("chat", "Talk with a trained run. /help lists what else can be typed.")
@@ -414,6 +450,13 @@ def chat_command(args):
         talk = now
         if o["session"]: chat.save(talk, o["session"])
         if o["json"] and talk.turns and talk.turns is not turns: _json({"prompt": talk.turns[-1].prompt, "text": chat.text(talk.turns[-1])})
+
+def chat_command(args):
+    "dlm chat RUN"
+    from contextlib import nullcontext
+    from diffusion_lm.core import owner
+    session = _value(args, "--session")
+    with owner(session, f"the talk {session}", "choose another --session") if session else nullcontext(): return _chat(args)
 
 # %% ../nbs/21_cli.ipynb #0010b
 def _eval_style(o):
@@ -784,7 +827,8 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   doctor       what is installed, which device is used; trains for a few seconds
   demo         train the demonstration model and see what it writes
   prepare      read and tokenize a text; --inspect says how difficult it is, sentence by sentence
-  train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4
+  train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4;
+               --init RUN: begin with the weights of another run
   sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
   chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
@@ -794,10 +838,32 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
 
 recipes: """
 
-def _disk_full(e):
-    "Did this error, or one that led to it, come from a full disk?"
-    return e is not None and (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e) or _disk_full(e.__cause__ or e.__context__))
+# %% ../nbs/21_cli.ipynb #3c04
+_GO_ON = "; a run goes on from its last checkpoint with dlm train --name RUN --resume"
+_DISK = { # number → what to say, and the words that libraries put in place of the number
+    errno.ENOSPC: ("the disk is full: free some space" + _GO_ON, "No space left|not enough space on the disk|disk is full|unexpected pos|PytorchStreamWriter failed"),
+    getattr(errno, "EDQUOT", -1): ("the disk is full up to your quota: free some space" + _GO_ON, "quota exceeded"),
+    errno.EFBIG: ("a file has become larger than is allowed here (ulimit -f): allow more" + _GO_ON, "File too large"),
+    errno.EROFS: ("the disk is read-only: choose another folder, or mount it for writing" + _GO_ON, "Read-only file system"),
+    errno.EIO: ("the disk fails (input/output error): look after it" + _GO_ON, "Input/output error")}
+_WINDOWS = {112: errno.ENOSPC, 39: errno.ENOSPC, 19: errno.EROFS, 1295: getattr(errno, "EDQUOT", -1)}
 
+def _disk_error(e):
+    "What to say of an error that comes from a disk, or from one that does; None if it does not"
+    if e is None: return None
+    said = re.search(r"\(os error (\d+)\)", str(e))
+    numbers = [_WINDOWS.get(getattr(e, "winerror", None)), getattr(e, "errno", None) if isinstance(e, OSError) else None, int(said[1]) if said else None]
+    if said and os.name == "nt": numbers.append(_WINDOWS.get(int(said[1])))
+    for n in numbers:
+        if n in _DISK: return _DISK[n][0]
+    if not isinstance(e, OSError):
+        for line, words in _DISK.values():
+            if re.search(words, str(e), re.I): return line
+    return _disk_error(e.__cause__ or e.__context__)
+
+def _disk_full(e): return _disk_error(e) is not None
+
+# %% ../nbs/21_cli.ipynb #3c06
 @_on_any_terminal
 def main(args=None):
     "The `dlm` command; returns its exit status"
@@ -822,10 +888,10 @@ def main(args=None):
     except BrokenPipeError: return 0 # dlm runs | head
     except SystemExit as e: return e.code
     except Exception as e: # safetensors and tokenizers have errors of their own
-        if _disk_full(e): say("the disk is full: free some space; a run goes on from its last checkpoint with dlm train --name RUN --resume")
+        if what := _disk_error(e): say(what)
         elif "out of memory" in str(e).lower() or "can't allocate memory" in str(e): say("out of memory: lower trainer.micro_batch (1 needs least), or choose a smaller model or length")
         elif isinstance(e, PermissionError): say(f"no permission: {e.filename}")
-        elif isinstance(e, OSError) and e.filename: say(f"{e.strerror}: {e.filename}")
+        elif isinstance(e, OSError) and e.strerror: say(e.strerror + (f": {e.filename}" if e.filename else ""))
         else: raise
         return 2
 

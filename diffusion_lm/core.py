@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['UserError', 'unknown', 'pick_device', 'has_bf16', 'pick_dtype', 'autocast', 'describe_machine', 'keep_memory',
-           'peak_memory', 'rng', 'seed_everything', 'atomic', 'write_text', 'to_json', 'write_json', 'read_json',
-           'append_jsonl', 'read_jsonl', 'trim_jsonl', 'digest', 'digest_of', 'commit_folder', 'damage', 'home',
-           'runs_dir', 'cache_dir', 'run_path', 'list_runs', 'find_run']
+           'peak_memory', 'rng', 'seed_everything', 'follow', 'atomic', 'write_text', 'to_json', 'write_json',
+           'read_json', 'append_jsonl', 'read_jsonl', 'trim_jsonl', 'digest', 'digest_of', 'parse_yaml', 'read_yaml',
+           'unknown_key', 'check_keys', 'settle', 'commit_folder', 'damage', 'listed', 'remove_files', 'refill_folder',
+           'sweep', 'rank', 'owner', 'home', 'runs_dir', 'cache_dir', 'run_path', 'list_runs', 'find_run']
 
 # %% ../nbs/00_core.ipynb #0003
-import contextlib, ctypes, difflib, hashlib, json, math, os, platform, re, shutil, sys
+import contextlib, ctypes, difflib, errno, glob, hashlib, json, math, os, platform, re, shutil, sys, time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args
 
-import numpy as np, torch
+import numpy as np, torch, yaml
+
+from . import __version__
 
 # %% ../nbs/00_core.ipynb #0006
 class UserError(ValueError):
@@ -98,23 +103,46 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #0015
+_NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP} # of disks that cannot be asked to
+
 def _fsync(path):
     "Flush a file's or a folder's contents to the disk"
-    fd = os.open(path, os.O_RDONLY)
+    folder = os.path.isdir(path)
+    if folder and os.name != "posix": return
+    try: fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR) # Windows flushes only what is open for writing
+    except PermissionError:
+        if folder: return
+        fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
+    except OSError as e:
+        if e.errno not in _NO_FLUSH: raise
     finally: os.close(fd)
 
+def _replace(src, dst):
+    "Rename; on Windows, where a scanner may hold a new file for a moment, with patience"
+    for pause in (.05, .2, 1.) if os.name == "nt" else ():
+        try: return os.replace(src, dst)
+        except PermissionError: time.sleep(pause)
+    os.replace(src, dst)
+
+# %% ../nbs/00_core.ipynb #3a02
+def follow(path):
+    "Where `path` is in truth, past all links; raises `UserError` for a link that leads nowhere"
+    for p in (Path(path), *Path(path).parents):
+        if p.is_symlink() and not p.exists(): raise UserError(f"{p} is a link to {os.readlink(p)}, which is not there")
+    return Path(os.path.realpath(path))
+
 @contextlib.contextmanager
-def atomic(path): # target file
+def atomic(path): # target file; what a link leads to is replaced, not the link
     "Yield a temporary path beside `path`; rename it to `path` if the block succeeds"
-    path = Path(path)
+    path = follow(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield tmp
         _fsync(tmp)
-        os.replace(tmp, path)
-        if os.name == "posix": _fsync(path.parent) # the rename itself must reach the disk too
+        _replace(tmp, path)
+        _fsync(path.parent) # the rename itself must reach the disk too
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #0016
@@ -174,23 +202,81 @@ def digest_of(*parts): # strings, bytes or anything with a stable `repr`
         h.update(len(p).to_bytes(8, "little") + p)
     return h.hexdigest()
 
+# %% ../nbs/00_core.ipynb #3a05
+class _Once(yaml.SafeLoader):
+    "YAML in which a key is there once"
+    def compose_mapping_node(self, anchor):
+        node, lines = super().compose_mapping_node(anchor), {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"): continue
+            line = key.start_mark.line + 1
+            if was := lines.get((key.tag, key.value)): raise UserError(f"{self.name}: '{key.value}' is there twice, in lines {was} and {line}; keep one")
+            lines[key.tag, key.value] = line
+        return node
+
+def parse_yaml(text, where): # where: what the text is, for messages
+    "What some YAML says; raises `UserError` if it is none, or has a key twice"
+    try:
+        loader = _Once(text)
+        loader.name = str(where)
+        return loader.get_single_data()
+    except UserError: raise
+    except (yaml.YAMLError, ValueError, RecursionError) as e: raise UserError(f"{where} is not YAML: {' '.join(str(e).split())[:200]}") from None
+
+def read_yaml(path):
+    "What a YAML file says; raises `UserError` if it is missing, damaged, or has a key twice"
+    try: return parse_yaml(Path(path).read_text(encoding="utf-8"), path)
+    except FileNotFoundError: raise UserError(f"{path} is missing") from None
+    except UnicodeDecodeError as e: raise UserError(f"{path} is not YAML: {e}") from None
+
+# %% ../nbs/00_core.ipynb #3a08
+def unknown_key(where, key, known):
+    "A `UserError` for a key that a newer version has written, or that is misspelt"
+    near = difflib.get_close_matches(str(key).split(".")[-1], known, n=1, cutoff=.6)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return UserError(f"{where} has '{key}', which diffusion_lm {__version__} does not know: it is misspelt{hint}, or it needs a newer version: pip install -U diffusion_lm")
+
+def check_keys(cls, d, where, at=""): # a dataclass; what was read for it; the file; "model."
+    "Raise `UserError` for keys that the dataclass, and those in it, have no field for"
+    kinds = {f.name: f.type for f in fields(cls)}
+    for k, v in d.items():
+        if k not in kinds: raise unknown_key(where, f"{at}{k}", list(kinds))
+        inner = next((t for t in (kinds[k], *get_args(kinds[k])) if is_dataclass(t)), None)
+        if inner and isinstance(v, dict): check_keys(inner, v, where, f"{at}{k}.")
+
 # %% ../nbs/00_core.ipynb #0021
+def settle(path):
+    "Finish what a killed `commit_folder` left: its old folder comes back, or goes where the new one is there"
+    old = path.with_name(f".{path.name}.old")
+    if not old.exists(): return
+    if not path.exists(): return _replace(old, path)
+    try: ours = {*read_json(old/"manifest.json"), "manifest.json"}
+    except (UserError, TypeError): ours = set()
+    for f in old.iterdir(): # what somebody else has put there stays
+        if f.name not in ours and not (path/f.name).exists(): _replace(f, path/f.name)
+    shutil.rmtree(old)
+
 def commit_folder(path, fill, # fill(folder) writes the files
                   manifest=True):
     "Make the folder `path`, with a manifest of its files: complete or absent"
-    path = Path(path)
-    tmp = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
+    path = follow(path)
+    tmp, old = (path.with_name(f".{path.name}.{k}") for k in ("tmp", "old"))
+    settle(path)
+    if tmp.exists(): shutil.rmtree(tmp)
     tmp.mkdir(parents=True)
     try:
         fill(tmp)
         for f in tmp.iterdir(): _fsync(f)
         if manifest: write_json(tmp/"manifest.json", {f.name: {"size": f.stat().st_size, "digest": digest(f)} for f in sorted(tmp.iterdir())})
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(tmp, path)
-        if os.name == "posix": _fsync(path.parent)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        _fsync(tmp)
+        if path.exists(): _replace(path, old) # two renames: the old folder is never deleted before the new one is there
+        _replace(tmp, path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+        settle(path)
 
+# %% ../nbs/00_core.ipynb #3a0a
 def damage(path):
     "What is wrong with a folder that `commit_folder` made, in words; None if it is whole"
     path = Path(path)
@@ -202,6 +288,125 @@ def damage(path):
         if not f.is_file(): return f"{name} is missing"
         if f.stat().st_size != size: return f"{name} has {f.stat().st_size} bytes instead of {size}"
         if digest(f) != was: return f"{name} has been altered"
+
+# %% ../nbs/00_core.ipynb #3a0d
+def listed(path):
+    "The files that an index lists, by name; none if it is missing or damaged"
+    try: return {n for n in read_json(path)["digests"] if Path(n).name == n}
+    except (UserError, KeyError, TypeError): return set()
+
+def remove_files(folder, names):
+    "Remove these files, and the folder if it is no link and nothing is left in it"
+    for n in names: (Path(folder)/n).unlink(missing_ok=True)
+    with contextlib.suppress(OSError): Path(folder).rmdir()
+
+def refill_folder(path, fill, index): # fill(folder) writes the files, the index among them, which lists the others under "digests"
+    "Put files into a folder in place of those of the last time; what others keep there stays"
+    path = follow(path)
+    tmp, begun = path/f".{index}.tmp", path.exists()
+    if tmp.exists(): shutil.rmtree(tmp)
+    tmp.mkdir(parents=True)
+    try:
+        fill(tmp)
+        old, new = listed(path/index), {f.name for f in tmp.iterdir()} - {index}
+        if taken := sorted(n for n in new - old if os.path.lexists(path/n)): raise UserError(f"{path} has files that no earlier call has listed: {', '.join(taken)}; move them away or choose another folder")
+        for f in tmp.iterdir(): _fsync(f)
+        about = read_json(tmp/index)
+        write_json(path/index, {**about, "unfinished": True, "digests": dict.fromkeys(sorted(old | new))})
+        remove_files(path, old - new)
+        for n in sorted(new): _replace(tmp/n, path/n)
+        _fsync(path)
+        _replace(tmp/index, path/index)
+        _fsync(path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+        if not begun: remove_files(path, ()) # made for nothing
+
+# %% ../nbs/00_core.ipynb #3a10
+def _lock(fd):
+    "Lock an open file: True, False if somebody else has it, None where the disk knows no locks"
+    try:
+        if os.name == "posix":
+            import fcntl
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+            os.lseek(fd, 1 << 30, os.SEEK_SET) # far behind the text, which others are to read
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        return True
+    except OSError as e:
+        if e.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK): return False
+        if e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP): return None
+        raise
+
+def _holder(file):
+    "Who has written a lock file, in words"
+    try:
+        d = json.loads(file.read_text(encoding="utf-8"))
+        return f"process {d['pid']}" + (f" on {d['host']}" if d["host"] != platform.node() else "") + f" since {d['since']}"
+    except (OSError, ValueError, KeyError, TypeError): return "another process"
+
+def _open_lock(path):
+    "The lock file of `path`, open, with its path: beside it, or in it where that cannot be, as with a disk's root"
+    for file in (path.with_name(f".{path.name}.lock"), path/".lock"):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(file, os.O_RDWR | os.O_CREAT, 0o666), file
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not path.is_dir() or file.parent == path: raise
+
+def _is(fd, file):
+    "Is the open file still the one of that name?"
+    try: return os.path.samestat(os.fstat(fd), os.stat(file))
+    except FileNotFoundError: return False
+
+def sweep(path):
+    "Remove the temporary files of `path` that killed processes left"
+    for p in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if not re.fullmatch(r"(\d+\.)?tmp", p.name[len(path.name) + 2:]): continue
+        with contextlib.suppress(OSError): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
+
+# %% ../nbs/00_core.ipynb #3a11
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK") # as launchers call it, and Accelerate looks for it
+
+def rank():
+    "The number of this process among those of one training; 0 where it is alone"
+    return next((int(os.environ[k]) for k in _RANKS if os.environ.get(k, "").isdigit()), 0)
+
+@contextlib.contextmanager
+def owner(path,       # a file or folder, there or not
+          what,       # what it is, for the message
+          hint="wait until it has ended",
+          wait=None): # called with a line, then waits; if not given, raises UserError
+    "Be the only process that writes `path`; yields whether that is certain"
+    if wait is None and rank(): yield False; return # of the processes of one training, the first one owns it for all
+    path = follow(path)
+    made, told = [p for p in path.parents if not p.exists()], False
+    while True:
+        try: fd, file = _open_lock(path)
+        except FileNotFoundError: continue # its folder has just been removed by an owner who had made it
+        got = _lock(fd)
+        if got is None or got and _is(fd, file): break
+        os.close(fd)
+        if got: continue
+        line = f"{what} is being written by {_holder(file)}"
+        if wait is None: raise UserError(f"{line}; {hint}")
+        if not told: told = True; wait(f"{line}: waiting for it")
+        time.sleep(.1)
+    try:
+        if got is None: print(f"{file.parent} is on a disk without locks: take care that no other process writes {what}", file=sys.stderr)
+        else: sweep(path)
+        with contextlib.suppress(OSError): # a full disk: it is only for the message
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.write(fd, json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M")}).encode())
+        yield bool(got)
+    finally:
+        if os.name == "posix": file.unlink(missing_ok=True) # while it is locked
+        os.close(fd)
+        if os.name != "posix":
+            with contextlib.suppress(OSError): file.unlink() # Windows: only who has it open alone can
+        for p in made: remove_files(p, ())
 
 # %% ../nbs/00_core.ipynb #0024
 def home():
@@ -219,10 +424,13 @@ def cache_dir():
     return home()/"data"/"cache"
 
 # %% ../nbs/00_core.ipynb #0027
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I) # names that Windows keeps for itself
+
 def run_path(name, out=None):
     "The folder of a run that is to be called `name`"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", str(name), re.ASCII):
         raise UserError(f"{str(name)!r} cannot name a run: use up to 100 letters, digits, '.', '_' and '-'")
+    if _DEVICES.fullmatch(name) or name.endswith("."): raise UserError(f"{name!r} cannot name a run: Windows has no folder of that name")
     return runs_dir(out)/name
 
 def list_runs(out=None):

@@ -8,9 +8,10 @@ __all__ = ['FEW', 'SIDES', 'LAYOUTS', 'Document', 'Corpus', 'cut_blocks', 'DataC
            'store_name', 'corpus_of', 'Batch', 'Loader', 'eval_windows']
 
 # %% ../nbs/02_data.ipynb #0003
-import hashlib, os, re, shutil, zipfile
+import hashlib, os, re, shutil, sys, zipfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np, torch
 
-from .core import UserError, cache_dir, digest_of, read_json, rng, write_json, _fsync
+from .core import UserError, cache_dir, digest_of, owner, rank, read_json, rng, write_json, _fsync
 from .reading import (ARCHIVES, TABLES, NoText, Strings, articles, body, documents, is_pipe, is_text, is_title, no_column, notes,
                                   one_spelling, read_source, text_files, tidy)
 
@@ -305,7 +306,7 @@ class TokenStore:
             self.offsets, self.sides, self.n_bytes = docs["offsets"], docs["sides"], docs["n_bytes"]
             self.tokens = np.memmap(self.path/"tokens.bin", dtype=self.meta["dtype"], mode="r")
             whole = len(self.tokens) == self.offsets[-1]
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile): whole = False
+        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile): whole = False # other errors of the disk are no damage
         if not whole: raise UserError(f"token store {self.path} is damaged; delete that folder")
 
     def documents(self, side):
@@ -344,21 +345,33 @@ def _build(corpus, tok, sides, path):
     write_json(path/"meta.json", {"corpus": corpus.name, "dtype": np.dtype(dtype).name, "tokenizer": tok.fingerprint,
                                   "pad": tok.pad, "sep": tok.sep, "eos": tok.eos})
 
+def _wait(line):
+    "Say that another process is at work; of the processes of one training, one says so"
+    if not rank(): print(line, file=sys.stderr, flush=True)
+
 def token_store(corpus, tok, cache=None, sides=None):
-    "The store of `corpus` under the tokenizer `tok`, built if it is not there yet"
+    "The store of `corpus` under the tokenizer `tok`, built if it is not there yet; a second process waits for the first one's"
     key = digest_of(_FORMAT, corpus.fingerprint, tok.fingerprint)[:16]
     path = Path(cache or cache_dir())/f"tokens-{key}"
     if not (path/"meta.json").exists():
-        build = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(build, ignore_errors=True) # of a dead process that had this one's number
-        try:
-            build.mkdir(parents=True)
-            _build(corpus, tok, split(corpus) if sides is None else sides, build)
-            try: os.rename(build, path)
-            except OSError: # another process was faster: then its store is as good
-                if not (path/"meta.json").exists(): raise UserError(f"token store {path} is damaged; delete that folder") from None
-        finally: shutil.rmtree(build, ignore_errors=True)
+        with owner(path, f"the token store of {corpus.name}", wait=_wait):
+            if not (path/"meta.json").exists(): _make(path, corpus, tok, sides)
     return TokenStore(path)
+
+def _make(path, corpus, tok, sides):
+    "Build a store beside its place, and move it there"
+    build = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(build, ignore_errors=True) # of a dead process that had this one's number
+    try:
+        build.mkdir(parents=True)
+        _build(corpus, tok, split(corpus) if sides is None else sides, build)
+        try: os.rename(build, path)
+        except OSError:
+            if not path.exists(): raise
+            if not (path/"meta.json").exists(): raise UserError(f"token store {path} is damaged; delete that folder") from None
+            # else another process was faster, on a disk without locks: then its store is as good
+        _fsync(path.parent)
+    finally: shutil.rmtree(build, ignore_errors=True)
 
 # %% ../nbs/02_data.ipynb #0027
 @dataclass
@@ -380,11 +393,12 @@ def prepare(data:DataConfig, tokenizer:TokenizerConfig, cache=None, whose="the r
     if tokenizer.load: tok = Tokenizer.load(tokenizer.load)
     else:
         kept = cache/f"tokenizer-{digest_of(_FORMAT, corpus.fingerprint, tokenizer.kind, tokenizer.vocab_size)[:16]}.json"
-        if kept.exists(): tok = Tokenizer.load(kept)
-        else:
-            sides = split(corpus)
-            tok = train_tokenizer((corpus[int(i)].text for i in np.flatnonzero(sides == 0)), tokenizer.kind, tokenizer.vocab_size)
-            tok.save(kept)
+        with owner(kept, f"the tokenizer of {corpus.name}", wait=_wait) if not kept.exists() else nullcontext():
+            if kept.exists(): tok = Tokenizer.load(kept)
+            else:
+                sides = split(corpus)
+                tok = train_tokenizer((corpus[int(i)].text for i in np.flatnonzero(sides == 0)), tokenizer.kind, tokenizer.vocab_size)
+                tok.save(kept)
     return corpus, tok, token_store(corpus, tok, cache, sides)
 
 # %% ../nbs/02_data.ipynb #3a11

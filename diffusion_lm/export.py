@@ -18,7 +18,7 @@ from torch import nn
 
 from . import __version__
 from .block import block_mask
-from .core import UserError, atomic, commit_folder, digest, digest_of, read_json, rng, to_json, unknown, write_json
+from .core import UserError, atomic, digest, digest_of, follow, owner, read_json, refill_folder, rng, to_json, unknown, write_json
 from .metrics import evaluate
 from .models import BaselineDreamModel, State, n_params
 from .sampler import trace
@@ -116,8 +116,10 @@ def to_onnx(net,            # a module
             program.save(path, external_data=sum(p.numel()*p.element_size() for p in net.parameters()) > _BIG)
             onnx.checker.check_model(str(path))
         if program.model.opset_imports[""] == opset: return open_graph(path)
-    except UserError: raise
-    except Exception as e: raise UserError(f"opset {opset} cannot hold this model: {str(e).strip().splitlines()[-1][:120]}") from None
+    except (UserError, OSError): raise
+    except Exception as e:
+        if isinstance(e.__cause__ or e.__context__, OSError): raise # a full disk is no matter of the opset
+        raise UserError(f"opset {opset} cannot hold this model: {str(e).strip().splitlines()[-1][:120]}") from None
     raise UserError(f"opset {opset} cannot hold this model: leave --opset out")
 
 def open_graph(path, threads=None): # as many as PyTorch uses, if not given
@@ -314,7 +316,8 @@ def export_lm(lm,            # a DiffusionLM
     out, model = Path(out), copy.deepcopy(lm.model).cpu().float().eval()
     kind = kind_of(model)
     if static is not None and (not int8 or kind != "denoiser"): raise UserError("static scales are for the int8 graph of a denoiser: use dynamic ones")
-    if out.exists() and not (out/"export.json").exists() and not (out.is_dir() and not any(out.iterdir())): raise UserError(f"{out} exists and is not an export: choose another --out")
+    follow(out) # a link to a disk that is not there
+    if out.exists() and not (out/"export.json").exists() and not (out.is_dir() and all(f.name.startswith(".") for f in out.iterdir())): raise UserError(f"{out} exists and is not an export: choose another --out")
     def fill(folder):
         about = _torch_package(model, kind, folder) if format == "torch" else _onnx_files(lm, model, folder, fp16, int8, static, opset, score, draws, say)
         lm.tokenizer.save(folder/"tokenizer.json")
@@ -327,7 +330,7 @@ def export_lm(lm,            # a DiffusionLM
                  "digests": {f.name: digest(f) for f in sorted(folder.iterdir())}}
         about = json.loads(to_json(about))
         write_json(folder/"export.json", about | {"digest": digest_of(json.dumps(about, sort_keys=True))})
-    commit_folder(out, fill, manifest=False)
+    with owner(out, f"the export {out}", "wait or choose another --out"): refill_folder(out, fill, "export.json")
     return read_json(out/"export.json")
 
 # %% ../nbs/18_export.ipynb #001c

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin, snapshot_download
 
 from .block import make_model
-from .core import UserError, autocast, find_run, pick_device, pick_dtype, read_json, rng, write_text
+from .core import UserError, autocast, check_keys, find_run, pick_device, pick_dtype, read_json, read_yaml, rng, unknown_key, write_text
 from .metrics import Estimate, evaluate
 from .models import ModelConfig, load_weights, n_params, save_weights
 from .policies import SAMPLERS, LeftToRight, make_policy, sampler_params
@@ -25,6 +25,8 @@ from .schedule import information_grid
 from .tokenizer import Tokenizer
 
 # %% ../nbs/12_lm.ipynb #0006
+_SECTIONS = ("data", "tokenizer", "model", "objective", "noise", "trainer", "samples", "monitor", "curriculum", "seed", "init") # of a config.yaml
+
 class DiffusionLM(ModelHubMixin, library_name="diffusion_lm", pipeline_tag="text-generation", tags=["masked-diffusion"]):
     "A model with its tokenizer: text in, text out"
     _hub_mixin_config = {"library_name": "diffusion_lm"} # all that config.json of the hub has to say: config.yaml is ours
@@ -46,10 +48,13 @@ class DiffusionLM(ModelHubMixin, library_name="diffusion_lm", pipeline_tag="text
                  device="auto"):
         "Load a trained run; raises `UserError` if it is unknown, damaged or incomplete"
         path = find_run(run, out)
-        try:
-            cfg = yaml.safe_load((path/"config.yaml").read_text(encoding="utf-8"))
-            config, objective = ModelConfig(**cfg["model"]).resolve(), cfg["objective"]
-        except (yaml.YAMLError, TypeError, KeyError, ValueError): raise UserError(f"{path}/config.yaml is damaged or no run's configuration") from None
+        cfg = read_yaml(path/"config.yaml")
+        if not isinstance(cfg, dict) or not isinstance(cfg.get("model"), dict) or not isinstance(cfg.get("objective"), str): raise UserError(f"{path}/config.yaml is damaged or no run's configuration")
+        for k in cfg:
+            if k not in _SECTIONS: raise unknown_key(path/"config.yaml", k, _SECTIONS)
+        check_keys(ModelConfig, cfg["model"], path/"config.yaml", "model.")
+        try: config, objective = ModelConfig(**cfg["model"]).resolve(), cfg["objective"]
+        except (TypeError, ValueError) as e: raise UserError(f"{path}/config.yaml is damaged or no run's configuration" + (f": {e}" if isinstance(e, UserError) else "")) from None
         if not (path/"model.safetensors").exists(): raise UserError(f"run '{path.name}' has no model.safetensors yet: it has not saved a checkpoint")
         tok, device = Tokenizer.load(path/"tokenizer.json"), pick_device(device)
         model = make_model(config, len(tok), tok.specials, objective)

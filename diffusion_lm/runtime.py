@@ -205,7 +205,8 @@ def read_about(folder):
     try: about = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError): raise UserError(f"{path} is damaged: not valid JSON") from None
     if about.get("format") != FORMAT: raise UserError(f"{folder} is not an export of diffusion_lm")
-    if about.get("version") != 1: raise UserError(f"{folder} is an export of version {about.get('version')}; this runtime reads version 1")
+    if about.get("version") != 1: raise UserError(f"{folder} is an export of version {about.get('version')}; this runtime reads version 1: use the runtime.py of its own folder, or a newer diffusion_lm")
+    if about.get("unfinished"): raise UserError(f"{folder} is half of two exports, the last was interrupted: export the run again")
     if about.get("digest") != seal(about): raise UserError(f"{path} has been altered: export the run again")
     return about
 

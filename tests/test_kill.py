@@ -1,0 +1,147 @@
+"""SIGKILL, which nobody can catch, at random moments of `prepare`, `train`, `export` and `chat`: what was being written is whole or absent,
+nothing that was there is lost, and the next call goes on as if nothing had been. Half of the kills come before a random one of the process's
+file operations, so that the moments between two of them are met; half after a random time, so that those within one are."""
+import io, json, os, shutil, signal, sys, time
+
+import pytest
+
+from conftest import posix, same_run, tree
+from diffusion_lm import cli
+from diffusion_lm.chat import load_talk
+from diffusion_lm.core import damage, digest, rng
+from diffusion_lm.data import TokenStore
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.trainer import steps_of
+
+pytestmark = posix
+KILLS = [int(os.environ.get("DLM_KILLS", 4)), pytest.param(25, marks=pytest.mark.slow)] # of each of the four
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod"}
+
+def dlm_fork(root, *args, die_at=None, typed=""):
+    "`dlm` in a copy of this process, which kills itself before file operation number `die_at` below `root`: (process, file with their number)"
+    count = root.parent/"count"
+    pid = os.fork()
+    if pid: return pid, count
+    status, seen = 1, [0]
+    def hook(event, given):
+        if event not in FILE_EVENTS or str(root) not in os.fsdecode(given[0] if isinstance(given[0], (str, bytes, os.PathLike)) else ""): return
+        seen[0] += 1
+        if seen[0] == die_at: os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        for fd in (1, 2): os.dup2(os.open(root.parent/f"log{fd}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+        sys.stdin, sys.stdout, sys.stderr = io.StringIO(typed), open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.addaudithook(hook)
+        status = cli.main([str(a) for a in args])
+        sys.stdout.flush(); sys.stderr.flush()
+        n = seen[0]
+        count.write_text(str(n))
+    finally: os._exit(status)
+
+class Killer:
+    "Runs `dlm` once whole, then kills it at random"
+    def __init__(self, root, name, kills):
+        self.root, self.name, self.left, self.total, self.g = root, name, kills, kills, rng("kill at random", name, kills)
+
+    def whole(self, *args, **kw):
+        "To its end"
+        start = time.monotonic()
+        pid, count = dlm_fork(self.root, *args, **kw)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status == 0, (self.root.parent/"log2").read_text()
+        return int(count.read_text()), time.monotonic() - start
+
+    def measure(self, *args, **kw): self.events, self.seconds = self.whole(*args, **kw)
+
+    def kill(self, *args, **kw):
+        "Once; False if it was faster"
+        by_event = self.left % 2
+        pid, _ = dlm_fork(self.root, *args, die_at=int(self.g.integers(1, self.events + 1)) if by_event else None, **kw)
+        if not by_event:
+            time.sleep(self.seconds*self.g.uniform(.02, 1))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGKILL), (self.root.parent/"log2").read_text()
+        if status: self.left -= 1
+        return status != 0
+
+def leftovers(folder): return [p for p in tree(folder) if p.split("/")[-1].endswith((".tmp", ".lock", ".old"))]
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_prepare(home, book, kills):
+    args, cache = ["prepare", "--data.path", book, "--tokenizer.vocab_size", 300], home/"data"/"cache"
+    k = Killer(home, "prepare", kills)
+    k.measure(*args)
+    want = tree(cache)
+    while k.left:
+        shutil.rmtree(home)
+        k.kill(*args)
+        for store in cache.glob("tokens-*"): TokenStore(store) # whole
+        k.whole(*args)
+        assert {p: d for p, d in tree(cache).items() if not p.endswith((".lock", "docs.npz"))} == {p: d for p, d in want.items() if not p.endswith("docs.npz")} # an archive holds its date
+        assert not [p for p in leftovers(cache) if not p.endswith(".lock")]
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_train(home, recipe, tiny_home, kills):
+    "Killed, resumed, killed again; and where it had ended, overwritten beside somebody's notes"
+    k, run, unbroken = Killer(home, "train", kills), home/"checkpoints"/"tiny", tiny_home/"checkpoints"/"tiny"
+    begin = ["train", "--config", recipe]
+    k.measure(*begin)
+    same_run(unbroken, run)
+    (run/"notes.txt").write_text("mine")
+    begun = lambda: (run/"config.yaml").exists() and not (run/".emptied").exists()
+    overwrite, ended = True, 0
+    while k.left:
+        if overwrite: killed = k.kill(*begin, "--overwrite")
+        else: killed = k.kill("train", "--name", "tiny", "--resume")
+        assert (run/"notes.txt").read_text() == "mine"
+        for p in steps_of(run)[-1:]: assert damage(p) is None
+        if killed: overwrite = not begun()
+        else:
+            same_run(unbroken, run)
+            overwrite, ended = True, ended + 1
+    k.whole(*(["train", "--name", "tiny", "--resume"] if begun() else begin))
+    same_run(unbroken, run)
+    assert not leftovers(home/"checkpoints"), leftovers(home/"checkpoints")
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_export(trained, tmp_path, monkeypatch, kills):
+    "In a folder with a program of somebody's; tracing, which writes nothing, is left out"
+    from diffusion_lm import export
+    pytest.importorskip("onnxscript")
+    def package(model, kind, folder):
+        for i in range(3): (folder/f"graph{i}.onnx").write_bytes(os.urandom(8)*20_000) # other bytes at each export
+        return {"files": {"fp32": {"model": "graph0.onnx"}}}
+    monkeypatch.setattr(export, "_torch_package", package)
+    out = trained/"out"
+    args, k = ["export", "tiny", "--format", "torch", "--out", out], Killer(trained, "export", kills)
+    k.measure(*args)
+    fresh = False
+    while k.left:
+        if not fresh: (out/"app.py").write_text("mine")
+        k.kill(*args)
+        assert fresh or (out/"app.py").read_text() == "mine"
+        if (out/"export.json").exists():
+            about = json.loads((out/"export.json").read_text())
+            assert about.get("unfinished") or all(digest(out/n) == d for n, d in about["digests"].items())
+        else: assert fresh
+        k.whole(*args)
+        assert not leftovers(out) and not leftovers(trained/"checkpoints") and not json.loads((out/"export.json").read_text()).get("unfinished")
+        fresh = k.left % 3 == 0
+        if fresh: shutil.rmtree(out) # also where there was none
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_chat(trained, kills):
+    "The session is a talk of so many whole turns, and goes on"
+    file, lm = trained/"talk", DiffusionLM.from_run("tiny")
+    args, typed = ["chat", "tiny", "--session", file, "--steps", 2, "--length", 6], "the river\nthe sea\nthe road\n"
+    k = Killer(trained, "chat", kills)
+    k.measure(*args, typed=typed)
+    whole = load_talk(lm, file)[1].turns
+    file.unlink()
+    while k.left:
+        k.kill(*args, typed=typed)
+        turns = load_talk(lm, file)[1].turns if file.exists() else ()
+        assert turns == whole[:len(turns)]
+        k.whole(*args, typed="a last word\n")
+        assert load_talk(lm, file)[1].turns[:-1] == turns and not leftovers(trained)
+        file.unlink()
