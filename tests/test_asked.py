@@ -13,7 +13,7 @@ from diffusion_lm.chat import Chat
 from diffusion_lm.cli import BENCHES, COMMANDS, main, parse_train, recipes
 from diffusion_lm.core import UserError
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.metrics import Estimate, bootstrap_ratio, interval
+from diffusion_lm.metrics import Estimate, estimate_ratio, interval
 from diffusion_lm.policies import PredictorCorrector, ReMDM, make_policy
 from diffusion_lm.run import idle
 from diffusion_lm.runtime import Text
@@ -234,10 +234,10 @@ def test_files_of_a_chat(lm, tmp_path, monkeypatch):
 
 def test_one_unit_has_no_interval():
     for num, den in (([3.], [2.]), ([], []), ([3., 0., 0.], [2., 0., 0.]), ([0., 0.], [5., 7.]), ([.1*3]*9, [.3]*9)):
-        e = bootstrap_ratio(num, den, "bits/byte", by="window", f=lambda r: r*1.7)
+        e = estimate_ratio(num, den, "bits/byte", by="window", f=lambda r: r*1.7)
         assert e.low is None and e.high is None and "no interval" in str(e) and "95" not in str(e)
-    assert "(no interval: one window)" in str(bootstrap_ratio([3], [2], "x", by="window")) and "2 windows that do not differ" in str(bootstrap_ratio([0, 0], [2, 2], "x", by="window"))
-    e = bootstrap_ratio([3., 4.], [2., 2.], "bits/byte")
+    assert "(no interval: one window)" in str(estimate_ratio([3], [2], "x", by="window")) and "2 windows that do not differ" in str(estimate_ratio([0, 0], [2, 2], "x", by="window"))
+    e = estimate_ratio([3., 4.], [2., 2.], "bits/byte")
     assert e.low < e.value < e.high and "[" in str(e)
     assert Estimate(1., 2., 2., 5, "x", "mean", "text").low is None and interval(None, None) == interval(2., 2.) == "–" and interval(1., 2., ".1f") == "1.0 – 2.0"
 
@@ -270,7 +270,7 @@ def test_a_run_scored_on_one_window(dlm, trained, recipe):
 
 def test_passages_that_no_document_reaches():
     "Of nothing there is no figure, and no crash"
-    e = bootstrap_ratio([], [], "bits/byte", f=lambda r: r)
+    e = estimate_ratio([], [], "bits/byte", f=lambda r: r)
     assert e.value != e.value and e.n == 0
 
 # ---- whatever else can be typed ----
