@@ -155,12 +155,11 @@ def _begun_with(args, said):
     return ["--config", yaml.safe_dump({"model": model, "objective": was.objective, "tokenizer": {k: getattr(was.tokenizer, k) for k in ("kind", "vocab_size")}}), *args]
 
 # %% ../nbs/21_cli.ipynb #3c02
-def _forget_text(data, args):
+def _forget_text(data, args, said): # what recipes say
     "A recipe that was a run's names its text by fingerprint, too: another text has another"
     from diffusion_lm.data import lasting
-    import yaml
-    if _value(args, "--data.path") is None or _value(args, "--config") is None or _value(args, "--data.fingerprint") is not None: return
-    was = (yaml.safe_load(Path(_value(args, "--config")).read_text(encoding="utf-8")).get("data") or {}).get("path")
+    if _value(args, "--data.path") is None or _value(args, "--data.fingerprint") is not None: return
+    was = next((d["data"]["path"] for d in reversed(said) if (d.get("data") or {}).get("path")), None)
     if was is None or lasting(str(was)) != lasting(str(data["path"])): data["fingerprint"] = None
 
 def parse_train(args, command="train"):
@@ -176,7 +175,7 @@ def parse_train(args, command="train"):
         load_config(args[1])
     elif "--resume" not in args: args = _begun_with(args, said)
     d = _parse(parser, args)
-    if "--resume" not in args: _forget_text(d["data"], args)
+    if "--resume" not in args: _forget_text(d["data"], args, said)
     stem = re.sub(r"[^\w.-]+", "-", Path(recipe).stem) if recipe else "run"
     options = {k: d.pop(k) for k in ("name", "out", "resume", "overwrite", "json", "inspect") if k in d} | {"recipe": recipe}
     d.pop("config", None)
@@ -417,29 +416,17 @@ def _load(o):
     return DiffusionLM.from_run(o["run"], o["out"] or None, o["device"])
 
 # %% ../nbs/21_cli.ipynb #100b
-def _chat(args):
-    "dlm chat RUN, whose session is nobody else's"
+def _talk(o, given, lm):
+    "Talk until the input ends"
     from diffusion_lm.chat import Chat, load_talk
     from diffusion_lm.core import UserError
-    p = _parser("chat", "Talk with a trained run. /help lists what else can be typed.")
-    p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
-    p.add_argument("--session", type=str, default="", help="a file in which the talk is kept; if it is there, the talk goes on")
-    p.add_argument("--length", type=int, default=48, help="tokens of an answer, at most (default: 48, or half the context)")
-    p.add_argument("--steps", type=int, default=32, help="denoising steps of an answer; a sampler that chooses its own number takes no notice")
-    p.add_argument("--sampler", type=str, default="", help="as of dlm sample")
-    p.add_argument("--temperature", type=float, default=.8, help="below 1 tidier, above 1 wilder")
-    p.add_argument("--seed", type=int, default=0, help="another number, other answers")
-    _common(p)
-    o, given = _parse(p, args), _given(p, args)
-    if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
-    _need_input()
-    lm, options = _load(o), {k: o[k] for k in Chat.options if k in given}
+    options = {k: o[k] for k in Chat.options if k in given}
     if not options.get("sampler", 1): del options["sampler"] # the default
-    if o["session"] and Path(o["session"]).exists(): chat, talk = load_talk(lm, o["session"], **options)
-    else:
-        chat = Chat(lm, **options); talk = chat.begin()
+    kept = o["session"] and Path(o["session"]).exists()
+    if kept: chat, talk = load_talk(lm, o["session"], **options)
+    else: chat = Chat(lm, **options); talk = chat.begin()
     _note_steps(given, chat.sampler, lm)
-    if o["session"] and not Path(o["session"]).exists(): chat.save(talk, o["session"]) # better to learn now that this cannot be written
+    if o["session"] and not kept: chat.save(talk, o["session"]) # better to learn now that this cannot be written
     if sys.stdin.isatty(): print(f"{lm}\nSay something; /help lists commands, /quit ends.")
     for line in _lines("> "):
         turns = talk.turns
@@ -454,9 +441,21 @@ def _chat(args):
 def chat_command(args):
     "dlm chat RUN"
     from contextlib import nullcontext
-    from diffusion_lm.core import owner
-    session = _value(args, "--session")
-    with owner(session, f"the talk {session}", "choose another --session") if session else nullcontext(): return _chat(args)
+    from diffusion_lm.core import UserError, owner
+    p = _parser("chat", "Talk with a trained run. /help lists what else can be typed.")
+    p.add_argument("run", type=str, help="a run's name, its folder or its weights file")
+    p.add_argument("--session", type=str, default="", help="a file in which the talk is kept; if it is there, the talk goes on")
+    p.add_argument("--length", type=int, default=48, help="tokens of an answer, at most (default: 48, or half the context)")
+    p.add_argument("--steps", type=int, default=32, help="denoising steps of an answer; a sampler that chooses its own number takes no notice")
+    p.add_argument("--sampler", type=str, default="", help="as of dlm sample")
+    p.add_argument("--temperature", type=float, default=.8, help="below 1 tidier, above 1 wilder")
+    p.add_argument("--seed", type=int, default=0, help="another number, other answers")
+    _common(p)
+    o, given = _parse(p, args), _given(p, args)
+    if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
+    _need_input()
+    lm, session = _load(o), o["session"]
+    with owner(session, f"the talk {session}", "choose another --session") if session else nullcontext(): _talk(o, given, lm)
 
 # %% ../nbs/21_cli.ipynb #0010b
 def _eval_style(o):

@@ -287,7 +287,7 @@ def split(corpus):
     keys = _groups(names, digests, pairs)
     bucket = {k: _bucket(k) for k in keys}
     side = {k: 0 if b < 90 else 1 if b < 95 else 2 for k, b in bucket.items()}
-    if len(side) < 3: raise UserError(f"{corpus.name} is too short to be split: it has {len(side)} distinct piece(s) of text, 3 are needed")
+    if len(side) < 3: raise UserError(f"{corpus.name} is too short to be split: it has {len(side)} distinct piece(s) of text, 3 are needed (pieces that share a quarter of their wording count as one)")
     highest = sorted(side, key=lambda k: (bucket[k], k), reverse=True)
     for want, k in ((2, highest[0]), (1, highest[1])): # only where the hash left a side empty
         if want not in side.values(): side[k] = want
