@@ -152,7 +152,8 @@ def _begun_with(args, said):
     was = config_from(str(init), _value(args, "--out"))
     model = asdict(was.model)
     if _value(args, "--model.preset") is not None or any("preset" in (d.get("model") or {}) for d in said): model = {k: v for k, v in model.items() if k not in ("preset", "width", "heads", "layers", "length")}
-    return ["--config", yaml.safe_dump({"model": model, "objective": was.objective, "tokenizer": {k: getattr(was.tokenizer, k) for k in ("kind", "vocab_size")}}), *args]
+    vocabulary = {} if _value(args, "--tokenizer.load") is not None else {k: getattr(was.tokenizer, k) for k in ("kind", "vocab_size")}
+    return ["--config", yaml.safe_dump({"model": model, "objective": was.objective, "tokenizer": vocabulary}), *args]
 
 # %% ../nbs/21_cli.ipynb #3c02
 def _forget_text(data, args, said): # what recipes say
