@@ -37,9 +37,9 @@ def peer(kind):
 PLAIN, ADAMW = {"model.neighbours": "false"}, {"trainer.optimizer": "adamw", "trainer.lr": 1e-3}
 KINDS = { # what differs from the demo's recipe
     "muon": {}, "muon-plain": PLAIN, "cosine": {"trainer.lr_schedule": "cosine"}, "nelbo": {"objective": "nelbo"}, "ema": {"trainer.ema": .99},
-    "adamw": ADAMW, "adamw-plain": ADAMW | PLAIN, **dict.fromkeys(STARTS, ADAMW)}
+    "adamw": ADAMW, "adamw-plain": ADAMW | PLAIN, "xt": ADAMW, "xt-neighbours": ADAMW | {"trainer.lr": 2e-3}}
 TUNED = { # rates tried at seed 0, beside the recipe's 3e-3 and AdamW's 1e-3
-    "muon": (2e-3, 5e-3), "muon-plain": (5e-4, 1e-3, 2e-3, 5e-3), "adamw": (5e-4, 2e-3), "adamw-plain": (5e-4, 2e-3), "xt": (5e-4, 1.4e-3, 2e-3, 4e-3), "xt-neighbours": (2e-3,)}
+    "muon": (2e-3, 5e-3), "muon-plain": (1e-3, 2e-3, 5e-3), "adamw": (5e-4, 2e-3), "adamw-plain": (5e-4, 2e-3), "xt": (5e-4, 1.4e-3, 2e-3, 4e-3), "xt-neighbours": (1e-3, 4e-3)}
 
 def costs(rounds=21):
     "CPU seconds of a step of each kind on one thread, interleaved; medians, and medians of the ratios to muon's"
