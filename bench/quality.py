@@ -2,7 +2,7 @@
 
     python bench/quality.py costs            CPU seconds of a step of each kind, interleaved in one process → bench/quality_costs.json
     python bench/quality.py list             the arms, and which of them are there
-    python bench/quality.py train [NAME …]   train those that are missing (about 8 minutes each on one core), one after another
+    python bench/quality.py train [NAME …]   train those that are missing (about 10 minutes each on one core), one after another
 
 An arm's number of steps is fixed beforehand: the budget over the cost of its step. So it does not matter how busy the machine is
 while an arm trains, and the learning-rate schedule of every arm ends where its time does.
@@ -24,8 +24,7 @@ COSTS = Path(__file__).with_name("quality_costs.json")
 BUDGET = 558 # CPU seconds of an arm: its steps are this over the cost of one of its steps in COSTS, and here alone
 PREFIX = "qpm-"
 
-STARTS = { # options of x-transformers' Encoder with which it may start
-    "xt": {}, "xt-neighbours": {"shift_tokens": 1}}
+STARTS = {"xt": {}, "xt-neighbours": {"shift_tokens": 1}} # options of x-transformers' Encoder
 
 def peer(kind):
     "A maker of x-transformers' denoiser and wrapper, for `train(make=…)`"
