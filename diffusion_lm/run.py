@@ -233,7 +233,7 @@ def _begin(cfg, out=None):
     known = file.resolve().parent == folder and folder.parent in (runs_dir(out).resolve(), runs_dir().resolve())
     return replace(cfg, init=InitConfig(folder.name if known else str(file.resolve()), now)), weights
 
-# %% ../nbs/15b_run.ipynb #3b02
+# %% ../nbs/15b_run.ipynb #9f0cea79
 def idle(cfg):
     "Fields of a `RunConfig` that are set and change nothing beside the others: (name, why)"
     n, c, default = cfg.noise, cfg.curriculum, RunConfig(curriculum=CurriculumConfig())
