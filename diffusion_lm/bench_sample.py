@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from .bench import XObjective, XTransformer, _load, _x_transformers, afresh, clock, met, resident, span, spread, turns
+from .bench import SAYS, XObjective, XTransformer, _load, _x_transformers, afresh, clock, met, resident, span, spread, turns
 from .block import make_model
 from .core import UserError, autocast, describe_machine, keep_memory, peak_memory, pick_device, pick_dtype, seed_everything
 from .models import ModelConfig
@@ -136,8 +136,7 @@ def sample_table(rows): # of bench_sample
 def sample_verdicts(r): # what bench_sample returns
     "A line for each target that was measured"
     what = {"speedup": "{:.2f}× the speed of x-transformers' wrapper, at least, at the same steps", "block_cache": "{:.2f}× the speed of masked diffusion in blocks without a cache, by a block-diffusion model with its own ({same_model:.2f}× that of the same model without it)"}
-    says = {True: "met", False: "missed", None: "open"}
-    return [f"{what[k].format(v['value'], **v)}, in {r['rounds']} rounds {v['low']:.2f} to {v['high']:.2f}: target {v['target']:.0f} {says[v['met']]}" for k, v in _targets(r["rows"], r["blocks"]).items()]
+    return [f"{what[k].format(v['value'], **v)}, in {r['rounds']} rounds {v['low']:.2f} to {v['high']:.2f}: target {v['target']:.0f} {SAYS[v['met']]}" for k, v in _targets(r["rows"], r["blocks"]).items()]
 
 def drift_table(d): # what bench_drift returns
     "The rows as lines of Markdown"

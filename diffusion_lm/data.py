@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'SIDES', 'LAYOUTS', 'Document', 'Corpus', 'cut_blocks', 'DataConfig', 'load_corpus', 'load_data', 'lasting',
-           'near_duplicates', 'split', 'TokenStore', 'token_store', 'TokenizerConfig', 'store_of', 'prepare',
-           'store_name', 'corpus_of', 'Batch', 'Loader', 'eval_windows']
+           'near_duplicates', 'split', 'TokenStore', 'store_name', 'token_store', 'TokenizerConfig', 'store_of',
+           'prepare', 'corpus_of', 'Batch', 'Loader', 'eval_windows']
 
 # %% ../nbs/02_data.ipynb #0003
 import hashlib, os, re, shutil, sys, zipfile
@@ -349,10 +349,13 @@ def _wait(line):
     "Say that another process is at work; of the processes of one training, one says so"
     if not rank(): print(line, file=sys.stderr, flush=True)
 
+def store_name(fingerprint, tok):
+    "The folder in the cache that `token_store` makes for a text under a tokenizer"
+    return f"tokens-{digest_of(_FORMAT, fingerprint, tok.fingerprint)[:16]}"
+
 def token_store(corpus, tok, cache=None, sides=None):
     "The store of `corpus` under the tokenizer `tok`, built if it is not there yet; a second process waits for the first one's"
-    key = digest_of(_FORMAT, corpus.fingerprint, tok.fingerprint)[:16]
-    path = Path(cache or cache_dir())/f"tokens-{key}"
+    path = Path(cache or cache_dir())/store_name(corpus.fingerprint, tok)
     if not (path/"meta.json").exists():
         with owner(path, f"the token store of {corpus.name}", wait=_wait):
             if not (path/"meta.json").exists(): _make(path, corpus, tok, sides)
@@ -402,10 +405,6 @@ def prepare(data:DataConfig, tokenizer:TokenizerConfig, cache=None, whose="the r
     return corpus, tok, token_store(corpus, tok, cache, sides)
 
 # %% ../nbs/02_data.ipynb #3a11
-def store_name(fingerprint, tok):
-    "The folder in the cache that `token_store` makes for a text under a tokenizer"
-    return f"tokens-{digest_of(_FORMAT, fingerprint, tok.fingerprint)[:16]}"
-
 def corpus_of(store, tok):
     "The corpus that a store was built from, side by side; its fingerprint is not known"
     bounds = zip(store.offsets[:-1], store.offsets[1:] - 1) # without [EOS]

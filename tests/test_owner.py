@@ -1,5 +1,5 @@
 """One process at a time writes a run, a store, an export or a talk; what others keep beside them stays; and what cannot be read or written is said in one line."""
-import contextlib, errno, json, os, shutil, signal, time
+import contextlib, errno, itertools, json, os, shutil, signal, time
 from pathlib import Path
 
 import numpy as np, pytest, yaml
@@ -190,6 +190,14 @@ def test_an_export_keeps_what_others_put_there(trained, dlm, tmp_path):
 
 class Killed(BaseException): pass
 
+def dies_at(at, real=core._replace):
+    "Renames that end in `Killed` before number `at`"
+    calls = itertools.count(1)
+    def replace(*args):
+        if next(calls) == at: raise Killed
+        real(*args)
+    return replace
+
 @pytest.mark.parametrize("at", range(1, 8))
 def test_a_folder_that_is_refilled_is_whole_or_says_so(tmp_path, monkeypatch, at):
     "Killed before any of its renames: the files of others are there, and the next call ends what was begun"
@@ -202,13 +210,9 @@ def test_a_folder_that_is_refilled_is_whole_or_says_so(tmp_path, monkeypatch, at
     path = tmp_path/"out"
     refill_folder(path, fill("a", "b"), "export.json")
     (path/"mine").write_text("mine")
-    at_, calls, real = 1, [], core._replace
-    def replace(*args):
-        calls.append(args)
-        if len(calls) == at: raise Killed
-        real(*args)
+    at_ = 1
     with monkeypatch.context() as m:
-        m.setattr(core, "_replace", replace)
+        m.setattr(core, "_replace", dies_at(at))
         m.setattr(core.shutil, "rmtree", lambda *a, **kw: None) # a killed process clears nothing away
         with contextlib.suppress(Killed): refill_folder(path, fill("a", "c"), "export.json")
     about = json.loads((path/"export.json").read_text())
@@ -220,14 +224,10 @@ def test_a_folder_that_is_refilled_is_whole_or_says_so(tmp_path, monkeypatch, at
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_folder_that_is_committed_again_is_never_lost(tmp_path, monkeypatch, at):
     "Killed between any two renames: the old folder or the new one is there, at once or once it is settled"
-    path, calls, real = tmp_path/"step-000008", [], core._replace
+    path = tmp_path/"step-000008"
     commit_folder(path, lambda d: (d/"x").write_bytes(b"old"))
-    def replace(*args):
-        calls.append(args)
-        if len(calls) == at: raise Killed
-        real(*args)
     with monkeypatch.context() as m:
-        m.setattr(core, "_replace", replace)
+        m.setattr(core, "_replace", dies_at(at))
         m.setattr(core, "settle", lambda p: None)
         m.setattr(core.shutil, "rmtree", lambda *a, **kw: None)
         with contextlib.suppress(Killed): commit_folder(path, lambda d: (d/"x").write_bytes(b"new"))
