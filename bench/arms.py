@@ -3,7 +3,7 @@ import torch
 
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import autocast, keep_memory
-from diffusion_lm.trainer import TrainConfig, make_optimizers
+from diffusion_lm.training.learner import TrainConfig, make_optimizers
 
 FIXED = {"trainer.dtype": "float32", "trainer.minutes": "null", "trainer.sample_every": 10**6, # as the records were made, whatever this machine can do
          "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}

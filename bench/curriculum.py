@@ -18,14 +18,16 @@ from pathlib import Path
 import numpy as np, torch
 
 from arms import configuration as recipe_with, one_core, serve, stepper
-from diffusion_lm.bench import interleaved
-from diffusion_lm.core import UserError, append_jsonl, read_json, read_jsonl, runs_dir, write_json
-from diffusion_lm.data import eval_windows, store_of
+from diffusion_lm.core import interleaved
+from diffusion_lm.core import UserError
+from diffusion_lm.files import append_jsonl, read_json, read_jsonl, runs_dir, write_json
+from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.metrics import score_windows
-from diffusion_lm.models import BaselineDreamModel
-from diffusion_lm.objective import Objective
-from diffusion_lm.run import style_figures, train
+from diffusion_lm.evaluation.metrics import score_windows
+from diffusion_lm.models.transformer import BaselineDreamModel
+from diffusion_lm.theory.objective import Objective
+from diffusion_lm.training.report import style_figures
+from diffusion_lm.training.run import train
 
 HERE = Path(__file__).parent
 COSTS, RECORDS = HERE/"curriculum_costs.json", HERE/"records"/"curriculum.jsonl"
@@ -85,7 +87,7 @@ def held_out(lm, store, sides=("validation", "test")):
     return {"nats": np.concatenate(nats).round(2).tolist(), "bytes": np.concatenate(size).tolist(), "error": float(np.square(np.concatenate(error)).sum()**.5)}
 
 def train_arm(name, book, kind, seed, steps, long=False):
-    from diffusion_lm.quality import Judge
+    from diffusion_lm.evaluation.quality import Judge
     from pareto import judged
     cfg, run = configuration(book, kind, seed, steps, long), runs_dir()/name
     if not (run/"summary.json").exists(): train(cfg, name, resume=(run/"config.yaml").exists())

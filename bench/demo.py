@@ -7,7 +7,7 @@ The loop measures a step and takes as many as fit into its minutes, so a busy ma
 import json, os, subprocess, sys, tempfile
 from pathlib import Path
 
-from diffusion_lm.core import append_jsonl
+from diffusion_lm.files import append_jsonl
 
 RECORD = Path(__file__).parent/"records"/"demo.jsonl"
 KEPT = ("steps", "tokens", "epochs", "seconds", "cpu_seconds", "tokens_per_second", "machine", "dtype", "parameters", "bits_per_byte",

@@ -12,10 +12,11 @@ from statistics import mean
 
 import torch
 
-from diffusion_lm.bench_device import bench_device, device_lines
-from diffusion_lm.core import UserError, describe_machine, pick_device, write_json
-from diffusion_lm.export import export_lm
-from diffusion_lm.jetson import device_rows, measure_device
+from diffusion_lm.deploy.bench_device import bench_device, device_lines
+from diffusion_lm.core import UserError, describe_machine, pick_device
+from diffusion_lm.files import write_json
+from diffusion_lm.deploy.export import export_lm
+from diffusion_lm.deploy.jetson import device_rows, measure_device
 from diffusion_lm.lm import DiffusionLM
 
 def main(*runs):

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np, torch
 
 from diffusion_lm.bench import spread
-from diffusion_lm.block import make_model
-from diffusion_lm.core import describe_machine, find_run, pick_device, rng, to_json, write_text
-from diffusion_lm.data import eval_windows, store_of
-from diffusion_lm.export import export_lm
+from diffusion_lm.models.make import make_model
+from diffusion_lm.core import describe_machine, pick_device, rng
+from diffusion_lm.files import find_run, to_json, write_text
+from diffusion_lm.text.store import eval_windows, store_of
+from diffusion_lm.deploy.export import export_lm
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import ModelConfig, n_params, randomize_
-from diffusion_lm.run import load_config
-from diffusion_lm.runtime import Model
-from diffusion_lm.tokenizer import train_bpe
+from diffusion_lm.models.transformer import ModelConfig, n_params, randomize_
+from diffusion_lm.training.recipe import load_config
+from diffusion_lm.deploy.runtime import Model
+from diffusion_lm.text.tokenizer import train_bpe
 
 VOCAB = {"tiny": 4096, "small": 8192}
 say = lambda s: print(s, file=sys.stderr, flush=True)

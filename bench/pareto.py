@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np, torch
 
-from diffusion_lm.core import UserError, append_jsonl, describe_machine, find_run, keep_memory, read_jsonl, write_json
-from diffusion_lm.data import store_of
+from diffusion_lm.core import UserError, describe_machine, keep_memory
+from diffusion_lm.files import append_jsonl, find_run, read_jsonl, write_json
+from diffusion_lm.text.store import store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.quality import Judge, bleu, sample_quality, token_entropy
-from diffusion_lm.run import load_config
-from diffusion_lm.sampler import denoise
+from diffusion_lm.evaluation.quality import Judge, bleu, sample_quality, token_entropy
+from diffusion_lm.training.recipe import load_config
+from diffusion_lm.sampling.sampler import denoise
 
 RECORDS = Path(__file__).with_name("records")
 N, SPANS, SPAN = 32, 128, 16 # texts; held-out spans and their tokens

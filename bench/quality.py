@@ -14,11 +14,14 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from arms import configuration, one_core, serve
-from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer, interleaved
-from diffusion_lm.core import UserError, read_json, runs_dir, seed_everything, write_json
-from diffusion_lm.models import BaselineDreamModel, ModelConfig
-from diffusion_lm.objective import Objective
-from diffusion_lm.run import build, train
+from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer
+from diffusion_lm.core import interleaved
+from diffusion_lm.core import UserError, seed_everything
+from diffusion_lm.files import read_json, runs_dir, write_json
+from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig
+from diffusion_lm.theory.objective import Objective
+from diffusion_lm.training.recipe import build
+from diffusion_lm.training.run import train
 
 COSTS = Path(__file__).with_name("quality_costs.json")
 BUDGET = 558 # CPU seconds of an arm: its steps are this over the cost of one of its steps in COSTS, and here alone

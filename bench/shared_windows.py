@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np, torch
 
 from arms import one_core
-from diffusion_lm.core import UserError, find_run, write_json
-from diffusion_lm.data import eval_windows, store_of
+from diffusion_lm.core import UserError
+from diffusion_lm.files import find_run, write_json
+from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.metrics import blocks, estimate_ratio, score_windows
-from diffusion_lm.run import load_config
+from diffusion_lm.evaluation.metrics import blocks, estimate_ratio, score_windows
+from diffusion_lm.training.recipe import load_config
 
 RECORD = Path(__file__).parent/"records"/"shared_windows.json"
 

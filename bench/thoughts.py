@@ -22,18 +22,21 @@ import numpy as np, torch
 from torch.nn import functional as F
 
 from arms import configuration as recipe_with, one_core, serve, stepper
-from diffusion_lm.bench import interleaved
-from diffusion_lm.block import make_model
-from diffusion_lm.core import UserError, append_jsonl, find_run, read_json, read_jsonl, rng, runs_dir, write_json
-from diffusion_lm.data import store_of
+from diffusion_lm.core import interleaved
+from diffusion_lm.models.make import make_model
+from diffusion_lm.core import UserError, rng
+from diffusion_lm.files import append_jsonl, find_run, read_json, read_jsonl, runs_dir, write_json
+from diffusion_lm.text.store import store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import ModelConfig, load_weights, n_params
-from diffusion_lm.objective import Objective, real_keys, token_nll
-from diffusion_lm.passages import MEMORY, by_passage, stretches
-from diffusion_lm.run import build, load_config, train
-from diffusion_lm.schedule import mask_share
-from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.thought import ThoughtConfig, newest_first
+from diffusion_lm.models.transformer import ModelConfig, n_params
+from diffusion_lm.weights import load_weights
+from diffusion_lm.theory.objective import Objective, real_keys, token_nll
+from diffusion_lm.evaluation.passages import MEMORY, by_passage, stretches
+from diffusion_lm.training.recipe import build, load_config
+from diffusion_lm.training.run import train
+from diffusion_lm.theory.schedule import mask_share
+from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.models.thought import ThoughtConfig, newest_first
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
@@ -159,7 +162,7 @@ STEPS, TEMPERATURES = (16, 32, 64, 128), (.5, .65, .8, 1.) # texts of the same e
 def steps_of_denoising(*runs):
     "32 texts of two passages with each run, number of steps and temperature, judged"
     from pareto import judged, write
-    from diffusion_lm.quality import Judge
+    from diffusion_lm.evaluation.quality import Judge
     path, judge = HERE/"records"/"thoughts-steps.jsonl", Judge()
     done = {(r["run"], r["steps"], r["temperature"]) for r in read_jsonl(path)} if path.exists() else set()
     for run in runs:
@@ -241,7 +244,7 @@ def topics(texts, k=8):
 
 def probe(run):
     "What the thoughts of a run know after reading stretches of eight passages of documents that it was not trained on and of some that it was"
-    from diffusion_lm.probes import evolution, linear_probe, thought_path
+    from diffusion_lm.lab.probes import evolution, linear_probe, thought_path
     lm = DiffusionLM.from_run(run, device="cpu")
     tok, store = lm.tokenizer, store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
     o, names, rows, docs = store.offsets, store.names(), [], []

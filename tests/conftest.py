@@ -14,7 +14,8 @@ import pytest, torch
 from hypothesis import HealthCheck, settings
 
 from diffusion_lm.cli import main
-from diffusion_lm.core import read_jsonl, rng
+from diffusion_lm.core import rng
+from diffusion_lm.files import read_jsonl
 
 torch.set_num_threads(1)
 settings.register_profile("dlm", deadline=None, derandomize=True, database=None, max_examples=50,
@@ -138,7 +139,7 @@ def refused(dlm, home, tmp_path, monkeypatch):
         (where the mistake shows only once the text has been read)"""
         before = tree(tmp_path)
         with monkeypatch.context() as m:
-            m.setattr("diffusion_lm.trainer.Learner.fit", lambda learn: pytest.fail("the training has begun"))
+            m.setattr("diffusion_lm.training.learner.Learner.fit", lambda learn: pytest.fail("the training has begun"))
             got, out, err = dlm(*args)
         lines = err.splitlines()
         assert got == status and out == "", (got, out, err)

@@ -9,15 +9,15 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 
 from diffusion_lm import cli
-from diffusion_lm.chat import Chat
+from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.cli import BENCHES, COMMANDS, main, parse_train, recipes
 from diffusion_lm.core import UserError
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.metrics import Estimate, estimate_ratio, interval
-from diffusion_lm.policies import PredictorCorrector, ReMDM, make_policy
-from diffusion_lm.run import idle
-from diffusion_lm.runtime import Text
-from diffusion_lm.tokenizer import Tokenizer
+from diffusion_lm.evaluation.metrics import Estimate, estimate_ratio, interval
+from diffusion_lm.sampling.policies import PredictorCorrector, ReMDM, make_policy
+from diffusion_lm.training.recipe import idle
+from diffusion_lm.deploy.runtime import Text
+from diffusion_lm.text.tokenizer import Tokenizer
 
 # ---- options that change nothing beside the others ----
 

@@ -6,11 +6,12 @@ import numpy as np, pytest, torch, yaml
 from safetensors.torch import load_file
 
 from conftest import story
-from diffusion_lm.chat import Chat
+from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.core import UserError
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import load_weights, randomize_, save_weights
-from diffusion_lm.stacked import fingerprint
+from diffusion_lm.models.transformer import randomize_
+from diffusion_lm.weights import load_weights, save_weights
+from diffusion_lm.models.thought_model import fingerprint
 
 NOTES = ("preparing ", "the text is too small for ") # what `train` says before it has read the text
 

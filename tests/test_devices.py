@@ -10,16 +10,20 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from conftest import DLM, run_dlm
-from diffusion_lm.callbacks import Validate
+from diffusion_lm.training.callbacks import Validate
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, read_jsonl, seed_everything
-from diffusion_lm.data import DataConfig, Loader, TokenizerConfig, prepare
-from diffusion_lm.layers import Block
-from diffusion_lm.models import BaselineDreamModel, ModelConfig, load_weights, randomize_
-from diffusion_lm.objective import Objective
-from diffusion_lm.stacked import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.thought import ThoughtConfig
-from diffusion_lm.trainer import Callback, Checkpoint, Learner, TrainConfig, steps_of
+from diffusion_lm.core import UserError, seed_everything
+from diffusion_lm.files import read_jsonl
+from diffusion_lm.text.corpus import DataConfig
+from diffusion_lm.text.store import Loader, TokenizerConfig, prepare
+from diffusion_lm.models.layers import Block
+from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
+from diffusion_lm.weights import load_weights
+from diffusion_lm.theory.objective import Objective
+from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.models.thought import ThoughtConfig
+from diffusion_lm.training.checkpoint import Checkpoint, steps_of
+from diffusion_lm.training.learner import Callback, Learner, TrainConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 

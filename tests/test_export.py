@@ -111,7 +111,7 @@ def test_a_folder_that_was_touched(folder, name, how):
 
 def test_weights_beside_the_graph(trained, tmp_path, monkeypatch):
     "A graph of more than a gigabyte has its weights in a file of their own, which is watched over, too"
-    from diffusion_lm import export, runtime
+    from diffusion_lm.deploy import export, runtime
     from diffusion_lm.lm import DiffusionLM
     monkeypatch.setattr(export, "_BIG", 0)
     lm = DiffusionLM.from_run(trained/"checkpoints"/"tiny", device="cpu")
@@ -130,7 +130,7 @@ def test_weights_beside_the_graph(trained, tmp_path, monkeypatch):
     (["--seed", -1], "must not be negative"), (["--tau", .5], "takes no tau"), (["--wat"], "unrecognized arguments"), (["--infill", "[MASK]", "--prompt", "a"], "do not go with")], ids=str)
 def test_mistakes_of_the_runtime(exported, args, why):
     import contextlib, io
-    from diffusion_lm.runtime import main
+    from diffusion_lm.deploy.runtime import main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): status = main([str(a) for a in [exported/"tiny", *args]])
     assert (status, out.getvalue(), err.getvalue().count("\n")) == (2, "", 1) and err.getvalue().startswith("runtime: ") and why in err.getvalue(), err.getvalue()

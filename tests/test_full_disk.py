@@ -4,10 +4,11 @@ import errno, os, shutil, subprocess
 import pytest
 
 from conftest import tree
-from diffusion_lm import callbacks, core, trainer
-from diffusion_lm.core import damage
-from diffusion_lm.models import load_weights
-from diffusion_lm.trainer import steps_of
+from diffusion_lm import files
+from diffusion_lm.training import callbacks, checkpoint
+from diffusion_lm.files import damage
+from diffusion_lm.weights import load_weights
+from diffusion_lm.training.checkpoint import steps_of
 
 @pytest.fixture
 def small_disk(tmp_path):
@@ -62,8 +63,8 @@ def test_simulated(dlm, home, recipe, tiny_home, monkeypatch, what):
     run = home/"checkpoints"/"tiny"
     late = lambda call: lambda *a, **kw: (full() if (run/"step-000008").exists() else call(*a, **kw))
     with monkeypatch.context() as m:
-        module, name = {"weights": (trainer, "save_weights"), "state": (trainer.torch, "save"), "manifest": (core, "write_json"),
-                        "fsync": (core, "_fsync"), "log": (callbacks, "append_jsonl")}[what]
+        module, name = {"weights": (checkpoint, "save_weights"), "state": (checkpoint.torch, "save"), "manifest": (files, "write_json"),
+                        "fsync": (files, "_fsync"), "log": (callbacks, "append_jsonl")}[what]
         m.setattr(module, name, late(getattr(module, name)))
         one_line(*dlm("train", "--config", recipe))
     whole_or_none = steps_of(run)
@@ -76,7 +77,7 @@ def test_simulated(dlm, home, recipe, tiny_home, monkeypatch, what):
 def test_full_before_the_first_checkpoint(dlm, home, recipe, tiny_home, monkeypatch):
     "There is nothing to resume from: the next attempt says so and begins at the first step"
     with monkeypatch.context() as m:
-        m.setattr(trainer, "commit_folder", full)
+        m.setattr(checkpoint, "commit_folder", full)
         one_line(*dlm("train", "--config", recipe))
     status, out, err = dlm("train", "--name", "tiny", "--resume")
     assert status == 0 and "no checkpoint yet: starting at the first step" in err, err
@@ -88,7 +89,7 @@ def test_full_while_preparing(dlm, trained, recipe, monkeypatch, command):
     shutil.rmtree(trained/"data")
     args = [*command, *(["--config", recipe, "--name", "new"] if command == ["train"] else [])]
     with monkeypatch.context() as m:
-        m.setattr("diffusion_lm.data._fsync", full)
+        m.setattr("diffusion_lm.text.store._fsync", full)
         before = tree(trained/"checkpoints")
         status, out, err = dlm(*args)
     assert status == 2 and err.splitlines()[-1].startswith("dlm: the disk is full"), err

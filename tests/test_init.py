@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 
 from conftest import same_run, story, tree
-from diffusion_lm import core
+from diffusion_lm import files
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import UserError, digest, read_json, read_jsonl
-from diffusion_lm.data import Loader, store_of
+from diffusion_lm.core import UserError
+from diffusion_lm.files import digest, read_json, read_jsonl
+from diffusion_lm.text.store import Loader, store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models import load_weights
-from diffusion_lm.objective import Objective
-from diffusion_lm.run import config_from, load_config, train
-from diffusion_lm.trainer import steps_of
+from diffusion_lm.weights import load_weights
+from diffusion_lm.theory.objective import Objective
+from diffusion_lm.training.recipe import config_from, load_config
+from diffusion_lm.training.run import train
+from diffusion_lm.training.checkpoint import steps_of
 
 @pytest.fixture
 def other(tmp_path):
@@ -70,7 +72,7 @@ def test_what_may_differ(dlm, trained, other):
 def test_what_must_match_is_named(refused, trained, other, tmp_path, args, named):
     "And nothing is written"
     if "OTHER" in args:
-        from diffusion_lm.tokenizer import train_tokenizer
+        from diffusion_lm.text.tokenizer import train_tokenizer
         train_tokenizer([story(3, 500)], vocab_size=290).save(tmp_path/"tokenizer.json")
         args = ["--tokenizer.load", tmp_path/"tokenizer.json"]
     args = args if "--init" in args else ["--init", "tiny", *args]
@@ -93,7 +95,7 @@ def test_it_stands_alone(dlm, trained, other, monkeypatch, stop):
     else:
         with monkeypatch.context() as m:
             def killed(learn): raise KeyboardInterrupt
-            m.setattr("diffusion_lm.trainer.Learner.fit", killed)
+            m.setattr("diffusion_lm.training.learner.Learner.fit", killed)
             assert dlm("train", "--init", "tiny", "--data.path", other, "--name", "mine", *SHORT)[0] == 130
         assert not steps_of(trained/"checkpoints"/"mine")
     shutil.rmtree(trained/"checkpoints"/"tiny")

@@ -6,22 +6,23 @@ import pytest
 from tqdm import tqdm
 
 from conftest import posix, run_dlm, same_run, start_dlm, tree
-from diffusion_lm.core import damage, rng
-from diffusion_lm.trainer import steps_of
+from diffusion_lm.core import rng
+from diffusion_lm.files import damage
+from diffusion_lm.training.checkpoint import steps_of
 
 @posix
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_signals(dlm, home, recipe, tiny_home, monkeypatch, tmp_path, sig, times):
     "The first signal ends the run after its step; a second one at once, and then the last checkpoint is what remains"
-    from diffusion_lm import trainer
-    train_step = trainer.Learner.train_step
+    from diffusion_lm.training import checkpoint
+    train_step = checkpoint.Learner.train_step
     def step(learn):
         train_step(learn)
         if learn.step == 12: # that is, in the thirteenth step
             for _ in range(times): os.kill(os.getpid(), sig)
     with monkeypatch.context() as m:
-        m.setattr(trainer.Learner, "train_step", step)
+        m.setattr(checkpoint.Learner, "train_step", step)
         status, out, err = dlm("train", "--config", recipe, "--out", tmp_path/"mine")
     run = tmp_path/"mine"/"tiny"
     assert status == 130 and "Traceback" not in err and out == ""
@@ -37,7 +38,7 @@ def test_interrupted_while_it_is_scored(dlm, home, recipe, tiny_home, monkeypatc
     "All steps are done and saved; the report is not yet written"
     with monkeypatch.context() as m:
         def stop(*args, **kw): raise KeyboardInterrupt
-        m.setattr("diffusion_lm.run.test_figures", stop)
+        m.setattr("diffusion_lm.training.run.test_figures", stop)
         status, out, err = dlm("train", "--config", recipe)
     assert status == 130 and "dlm train --name tiny --resume" in err.splitlines()[-1]
     status, out, err = dlm("train", "--name", "tiny", "--resume")

@@ -7,11 +7,12 @@ import pytest
 
 from conftest import posix, same_run, tree
 from diffusion_lm import cli
-from diffusion_lm.chat import load_talk
-from diffusion_lm.core import damage, digest, rng
-from diffusion_lm.data import TokenStore
+from diffusion_lm.deploy.chat import load_talk
+from diffusion_lm.core import rng
+from diffusion_lm.files import damage, digest
+from diffusion_lm.text.store import TokenStore
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.trainer import steps_of
+from diffusion_lm.training.checkpoint import steps_of
 
 pytestmark = posix
 KILLS = [int(os.environ.get("DLM_KILLS", 4)), pytest.param(25, marks=pytest.mark.slow)] # of each of the four
@@ -106,7 +107,7 @@ def test_train(home, recipe, tiny_home, kills):
 @pytest.mark.parametrize("kills", KILLS)
 def test_export(trained, tmp_path, monkeypatch, kills):
     "In a folder with a program of somebody's; tracing, which writes nothing, is left out"
-    from diffusion_lm import export
+    from diffusion_lm.deploy import export
     pytest.importorskip("onnxscript")
     def package(model, kind, folder):
         for i in range(3): (folder/f"graph{i}.onnx").write_bytes(os.urandom(8)*20_000) # other bytes at each export

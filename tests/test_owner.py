@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np, pytest, yaml
 
 from conftest import posix, run_dlm, same_run, story, tree
-from diffusion_lm import cli, core, data
-from diffusion_lm.core import UserError, commit_folder, damage, digest, owner, read_jsonl, refill_folder, write_json
-from diffusion_lm.data import Corpus, Document, token_store
+from diffusion_lm import cli, files
+from diffusion_lm.text import store
+from diffusion_lm.core import UserError
+from diffusion_lm.files import commit_folder, damage, digest, owner, read_jsonl, refill_folder, write_json
+from diffusion_lm.text.corpus import Corpus, Document
+from diffusion_lm.text.store import token_store
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.tokenizer import train_tokenizer
-from diffusion_lm.trainer import steps_of
+from diffusion_lm.text.tokenizer import train_tokenizer
+from diffusion_lm.training.checkpoint import steps_of
 
 # ---- one owner ----
 
@@ -68,12 +71,12 @@ def test_a_store_is_built_once(tmp_path, monkeypatch, capfd):
     "The second process waits, says so, and takes what the first has built"
     docs = [Document(f"d{i}", story(i, 300)) for i in range(12)]
     corpus, tok = Corpus("stories", docs, "f"), train_tokenizer([d.text for d in docs], vocab_size=300)
-    build = data._build
+    build = store._build
     def slow(*args): (tmp_path/"begun").touch(); time.sleep(.5); build(*args)
-    monkeypatch.setattr(data, "_build", slow)
+    monkeypatch.setattr(store, "_build", slow)
     pid = fork(lambda: token_store(corpus, tok, tmp_path/"cache") and None)
     while not (tmp_path/"begun").exists(): time.sleep(.01)
-    monkeypatch.setattr(data, "_build", lambda *args: pytest.fail("built twice"))
+    monkeypatch.setattr(store, "_build", lambda *args: pytest.fail("built twice"))
     store = token_store(corpus, tok, tmp_path/"cache")
     assert os.waitpid(pid, 0)[1] == 0 and f"the token store of stories is being written by process {pid}" in capfd.readouterr().err
     assert len(store.tokens) and [p.name for p in (tmp_path/"cache").iterdir()] == [store.path.name]
@@ -95,19 +98,19 @@ def test_a_disk_without_locks(tmp_path, monkeypatch, capfd):
         import fcntl
         def flock(*a): raise OSError(errno.ENOLCK, "No locks available")
         monkeypatch.setattr(fcntl, "flock", flock)
-    else: monkeypatch.setattr(core, "_lock", lambda fd: None)
+    else: monkeypatch.setattr(files, "_lock", lambda fd: None)
     with owner(tmp_path/"mine", "run 'mine'") as alone: assert not alone
     assert "a disk without locks" in capfd.readouterr().err and not list(tmp_path.iterdir())
 
 def test_a_lock_that_is_unlinked_is_no_lock(tmp_path):
     "The file that was opened may have been removed by its owner before it was locked: then it is opened anew"
-    real, seen = core._lock, []
+    real, seen = files._lock, []
     def lock(fd):
         if not seen: os.unlink(tmp_path/".mine.lock")
         seen.append(os.fstat(fd).st_ino)
         return real(fd)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(core, "_lock", lock)
+        m.setattr(files, "_lock", lock)
         with owner(tmp_path/"mine", "it"):
             assert len(seen) == 2 and (tmp_path/".mine.lock").stat().st_ino == seen[1]
             with pytest.raises(UserError, match="being written by process"):
@@ -190,7 +193,7 @@ def test_an_export_keeps_what_others_put_there(trained, dlm, tmp_path):
 
 class Killed(BaseException): pass
 
-def dies_at(at, real=core._replace):
+def dies_at(at, real=files._replace):
     "Renames that end in `Killed` before number `at`"
     calls = itertools.count(1)
     def replace(*args):
@@ -212,8 +215,8 @@ def test_a_folder_that_is_refilled_is_whole_or_says_so(tmp_path, monkeypatch, at
     (path/"mine").write_text("mine")
     at_ = 1
     with monkeypatch.context() as m:
-        m.setattr(core, "_replace", dies_at(at))
-        m.setattr(core.shutil, "rmtree", lambda *a, **kw: None) # a killed process clears nothing away
+        m.setattr(files, "_replace", dies_at(at))
+        m.setattr(files.shutil, "rmtree", lambda *a, **kw: None) # a killed process clears nothing away
         with contextlib.suppress(Killed): refill_folder(path, fill("a", "c"), "export.json")
     about = json.loads((path/"export.json").read_text())
     whole = all((path/n).exists() and digest(path/n) == d for n, d in about["digests"].items())
@@ -227,11 +230,11 @@ def test_a_folder_that_is_committed_again_is_never_lost(tmp_path, monkeypatch, a
     path = tmp_path/"step-000008"
     commit_folder(path, lambda d: (d/"x").write_bytes(b"old"))
     with monkeypatch.context() as m:
-        m.setattr(core, "_replace", dies_at(at))
-        m.setattr(core, "settle", lambda p: None)
-        m.setattr(core.shutil, "rmtree", lambda *a, **kw: None)
+        m.setattr(files, "_replace", dies_at(at))
+        m.setattr(files, "settle", lambda p: None)
+        m.setattr(files.shutil, "rmtree", lambda *a, **kw: None)
         with contextlib.suppress(Killed): commit_folder(path, lambda d: (d/"x").write_bytes(b"new"))
-    core.settle(path)
+    files.settle(path)
     assert damage(path) is None and (path/"x").read_bytes() in (b"old", b"new") and not (tmp_path/".step-000008.old").exists()
     commit_folder(path, lambda d: (d/"x").write_bytes(b"third"))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000008"] and (path/"x").read_bytes() == b"third"
@@ -280,13 +283,14 @@ def test_a_trainer_of_a_newer_version(refused, trained, dlm):
     assert dlm("sample", "tiny")[0] == 0
 
 def test_the_sections_that_loading_knows_are_those_of_a_run():
-    from diffusion_lm import lm, run
+    from diffusion_lm import lm
+    from diffusion_lm.training import run
     assert set(lm._SECTIONS) == set(run.RunConfig.__dataclass_fields__)
 
 def test_a_talk_and_an_export_of_a_newer_version(trained, tmp_path):
-    from diffusion_lm.chat import Chat, load_talk
-    from diffusion_lm.models import read_weights, save_weights
-    from diffusion_lm.runtime import read_about
+    from diffusion_lm.deploy.chat import Chat, load_talk
+    from diffusion_lm.weights import read_weights, save_weights
+    from diffusion_lm.deploy.runtime import read_about
     lm = DiffusionLM.from_run("tiny")
     chat = Chat(lm)
     chat.save(chat.begin(), tmp_path/"t")
@@ -312,7 +316,7 @@ def test_what_disks_say(dlm, home, recipe, monkeypatch, number, wrapped):
         if wrapped == "itself": raise e
         if wrapped == "safetensors": raise Exception(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
         raise RuntimeError("[enforce fail at inline_container.cc:603]") from e
-    monkeypatch.setattr("diffusion_lm.models.save_file", fails)
+    monkeypatch.setattr("diffusion_lm.weights.save_file", fails)
     status, out, err = dlm("train", "--config", recipe, "--trainer.steps", 2)
     assert status == 2 and out == "" and "Traceback" not in err, err
     assert NUMBERS[number] in err.splitlines()[-1] and sum(line.startswith("dlm: ") for line in err.splitlines()) == 1
@@ -338,6 +342,6 @@ def test_fsync_where_it_is_picky(dlm, home, recipe, monkeypatch):
 def test_other_errors_of_a_store_are_no_damage(trained, dlm, monkeypatch):
     "Nobody is told to delete what can only not be read right now"
     def fails(*args, **kw): raise PermissionError(errno.EACCES, "Permission denied", "docs.npz")
-    monkeypatch.setattr(data.np, "load", fails)
+    monkeypatch.setattr(store.np, "load", fails)
     status, out, err = dlm("eval", "tiny")
     assert status == 2 and "no permission: docs.npz" in err and "delete" not in err

