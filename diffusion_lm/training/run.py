@@ -20,6 +20,7 @@ from ..lm import DiffusionLM
 from ..models.transformer import n_params
 from ..text.corpus import lasting
 from ..text.store import Loader, prepare
+from .budget import fit_micro_batch, limit_steps
 from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Validate, sample_records
 from .checkpoint import CHECKPOINT, Checkpoint, EMA, steps_of
 from .curriculum import Curriculum
@@ -134,7 +135,7 @@ def _train(cfg, name, out, resume, overwrite, quiet, callbacks, make):
             _moved(run, cfg.data)
             for f in ("log.jsonl", "samples.jsonl"): trim_jsonl(run/f, lambda r: path is not None and r.get("step", 0) <= learn.step)
     else:
-        if cfg.trainer.minutes: cfg = replace(cfg, trainer=replace(cfg.trainer, steps=learn.limit_steps(cfg.trainer.minutes), minutes=None))
+        if cfg.trainer.minutes: cfg = replace(cfg, trainer=replace(cfg.trainer, steps=limit_steps(learn, cfg.trainer.minutes), minutes=None))
         if learn.acc.is_main_process:
             if run.exists(): _clear(run)
             run.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def _train(cfg, name, out, resume, overwrite, quiet, callbacks, make):
             if first: save_weights(first, run/"model.safetensors", tokenizer=tok.fingerprint) # the other run need not be there any more
     if first: say(f"beginning with the weights of '{cfg.init.run}'"); learn.begin_with(first)
     del first
-    if cfg.trainer.micro_batch == "auto": say(f"{learn.fit_micro_batch()} sequences at a time")
+    if cfg.trainer.micro_batch == "auto": say(f"{fit_micro_batch(learn)} sequences at a time")
     if cfg.trainer.compile: say("the first steps are slow: the blocks are being compiled")
     say(f"training {learn.model!r} on {describe_machine(learn.device)} in {str(learn.dtype)[6:]}, {cfg.trainer.steps:,} steps")
     on = f"go on with: dlm train --name {name} --resume" + (f" --out {out}" if out else "")
