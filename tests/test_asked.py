@@ -304,7 +304,8 @@ def lines(draw, commands):
         args += [option] if flag and draw(st.integers(0, 9)) else [f"{option}={value}"] if draw(st.booleans()) or value.startswith("-") else [option, value]
     return args + draw(st.lists(st.sampled_from(HOSTILE), max_size=1)) if not draw(st.integers(0, 5)) else args
 
-BEGINNINGS = ("run.train", "run.style_figures", "data.prepare", "export.export_lm", "cli.training_check", "bench.bench_train", "bench.overhead", "bench.bench_memory", "bench_sample.bench_sample", "bench_sample.bench_drift")
+BEGINNINGS = ("training.run.train", "training.report.style_figures", "text.store.prepare", "deploy.export.export_lm", "doctor.training_check",
+              "bench.bench_train", "bench.overhead", "bench.bench_memory", "bench_sample.bench_sample", "bench_sample.bench_drift")
 
 def typed(home, args, tree):
     "A line as it is typed: no traceback, a known status, one line that says why, nothing written where it is refused"

@@ -77,9 +77,9 @@ def test_a_store_is_built_once(tmp_path, monkeypatch, capfd):
     pid = fork(lambda: token_store(corpus, tok, tmp_path/"cache") and None)
     while not (tmp_path/"begun").exists(): time.sleep(.01)
     monkeypatch.setattr(store, "_build", lambda *args: pytest.fail("built twice"))
-    store = token_store(corpus, tok, tmp_path/"cache")
+    built = token_store(corpus, tok, tmp_path/"cache")
     assert os.waitpid(pid, 0)[1] == 0 and f"the token store of stories is being written by process {pid}" in capfd.readouterr().err
-    assert len(store.tokens) and [p.name for p in (tmp_path/"cache").iterdir()] == [store.path.name]
+    assert len(built.tokens) and [p.name for p in (tmp_path/"cache").iterdir()] == [built.path.name]
 
 @posix
 def test_a_killed_store_is_cleared_away(tmp_path):
@@ -284,8 +284,8 @@ def test_a_trainer_of_a_newer_version(refused, trained, dlm):
 
 def test_the_sections_that_loading_knows_are_those_of_a_run():
     from diffusion_lm import lm
-    from diffusion_lm.training import run
-    assert set(lm._SECTIONS) == set(run.RunConfig.__dataclass_fields__)
+    from diffusion_lm.training.recipe import RunConfig
+    assert set(lm._SECTIONS) == set(RunConfig.__dataclass_fields__)
 
 def test_a_talk_and_an_export_of_a_newer_version(trained, tmp_path):
     from diffusion_lm.deploy.chat import Chat, load_talk

@@ -306,7 +306,8 @@ def test_what_a_dead_process_left_does_not_matter(tok, tmp_path, pid):
 BUILD = """
 import sys, time
 from pathlib import Path
-from diffusion_lm.text.corpus import *
+from diffusion_lm.text.corpus import DataConfig
+from diffusion_lm.text.store import TokenizerConfig, prepare
 from diffusion_lm.files import digest
 me, cache, book = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 (cache/f"ready{me}").touch()

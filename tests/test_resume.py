@@ -155,7 +155,8 @@ def test_doctor_json(dlm, monkeypatch):
     status, out, err = dlm("doctor", "--json")
     s = json.loads(out)
     assert status == 0 and s["ok"] and s["training"]["ok"] and s["packages"]["torch"] and "Traceback" not in err
-    check = cli.training_check
-    monkeypatch.setattr(cli, "training_check", lambda *a: check(*a, seconds=0))
+    from diffusion_lm import doctor
+    check = doctor.training_check
+    monkeypatch.setattr(doctor, "training_check", lambda *a: check(*a, seconds=0))
     status, out, _ = dlm("doctor")
     assert status == 1 and "DOES NOT LEARN" in out and " in 1 steps" in out
