@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT/".ci"))
 
 import check_spelling as spelling  # noqa: E402
 import check_storeys as storeys  # noqa: E402
+import symbol_links  # noqa: E402
 
 
 def code(source): return {"cell_type": "code", "id": "a1", "source": source, "outputs": [], "metadata": {}}
@@ -209,3 +210,30 @@ def test_files_that_are_read():
     assert not any(p.startswith("checkpoints/") and not p.endswith(".md") for p in files)
     assert {p for p in files if p.startswith("diffusion_lm/") and p.endswith(".py")} <= {
         p for p in files if Path(p).name in ("__init__.py", "__main__.py")}  # the others are checked as notebooks
+
+
+SITE = "https://site/lib/"
+INDEX = {  # of nbdev: module → symbol → (link, source)
+    "lib.deploy.runtime": {"lib.deploy.runtime.draw": (f"{SITE}deploy/runtime.html#draw", "")},
+    "lib.empty": {},
+    "lib.sampling.policies": {"lib.sampling.policies.draw": (f"{SITE}sampling/policies.html#draw", ""),
+                              "lib.sampling.policies.Policy.init": (f"{SITE}sampling/policies.html#policy.init", "")},
+}
+PAGES = ["index.html", "sampling/policies.html", "deploy/runtime.html"]
+
+
+@pytest.mark.parametrize("own,page", [("index.html", "sampling/policies"), ("deploy/runtime.html", "deploy/runtime"),
+                                      ("elsewhere.html", "sampling/policies")])
+def test_a_symbol_of_several_modules(own, page):
+    links = symbol_links.choose(INDEX, [own, *PAGES], SITE)
+    assert links["draw"] == (f"{SITE}{page}.html#draw", "")
+    assert links["Policy.init"][0].endswith("#policy.init")
+
+
+def test_a_module_that_is_not_in_the_sidebar():
+    assert symbol_links.choose(INDEX, ["deploy/runtime.html"], SITE)["draw"][0].startswith(f"{SITE}deploy")
+
+
+def test_pages_of_the_sidebar():
+    pages = symbol_links.sidebar(ROOT/"_quarto.yml")
+    assert pages[0] == "index.html" and len(pages) > 40 and not any(re.search(r"\d\d_|ipynb", p) for p in pages)
