@@ -70,35 +70,40 @@ def markdown(text):
     return text
 
 
-def is_prose(literal):
-    "True if a literal of Python is a text for people: three words or more, and no bytes or regular expression."
-    prefix, text = re.match(r"(\w*)(.*)", literal, re.S).groups()
-    is_pattern = "r" in prefix.lower() and not text.startswith('"""') or re.search(r"\w\|\w", text)
-    if is_pattern or "b" in prefix.lower(): return False
+def is_prose(prefix, text):
+    "True if a literal of Python is for people: three words or more, and neither bytes nor a regular expression."
+    is_pattern = "r" in prefix and not text.startswith('"""') or re.search(r"\w\|\w", text)
+    if is_pattern or "b" in prefix: return False
     return len(re.findall(r"(?<![^\s\"'(])[A-Za-z][a-z'’]+(?![\w=(\[{])", text)) >= 3
 
 
-def literal_text(literal):
+def literal_text(prefix, text):
     "A literal without escape sequences and, if it is an f-string, without the code in braces."
-    text = re.sub(r"\\[uUxN]", "__", literal)  # part of a word
+    text = re.sub(r"\\[uUxN]", "__", text)  # part of a word
     text = re.sub(r"\\.", "  ", text)
-    if "f" not in re.match(r"\w*", literal)[0].lower(): return text
-    nested = 1
+    nested = "f" in prefix
     while nested: text, nested = re.subn(r"\{[^{}]*\}", blank, text)
     return text
+
+
+def texts(code):
+    "The comments and the literals for people in some Python code: (row, column, text)."
+    prefix = ""
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        kind, text = tokenize.tok_name[token.type], token.string
+        # Python 3.12 and later take f-strings apart: a start with the prefix, then pieces without code.
+        if kind in ("STRING", "FSTRING_START"): prefix = re.match("[a-z]*", text.lower())[0]
+        if kind == "COMMENT": yield *token.start, text
+        elif kind == "STRING" and is_prose(prefix, text[len(prefix):]): yield *token.start, literal_text(prefix, text)
+        elif kind == "FSTRING_MIDDLE" and is_prose(prefix, text): yield *token.start, literal_text("f", text)
 
 
 def python(code):
     "The comments and texts of some Python code; spaces for the rest. Lines that are magics are not read."
     code = re.sub(r"^\s*[%!].*$", blank, code, flags=re.M)
     kept = [[" "]*len(line) for line in code.split("\n")]
-    literals = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}  # Python 3.12 takes f-strings apart
     try:
-        for token in tokenize.generate_tokens(io.StringIO(code).readline):
-            if token.type == tokenize.COMMENT: text = token.string
-            elif token.type in literals and is_prose(token.string): text = literal_text(token.string)
-            else: continue
-            row, column = token.start
+        for row, column, text in texts(code):
             for i, part in enumerate(text.split("\n")):
                 start = 0 if i else column
                 kept[row - 1 + i][start:start + len(part)] = part

@@ -167,7 +167,7 @@ FINE = [
     (PAGE, notebook(with_output(code("x"), f"{MISSPELT} .5 %"))),
     (PAGE, notebook(code(f"{MISSPELT} = 1\nx = '{MISSPELT}', b'we {MISSPELT} a letter'"))),
     (PAGE, notebook(code(f"%%bash\n!echo we {MISSPELT}"))),
-    (LIBRARY, f"f'we have {{{MISSPELT}:.0%}} of {{x if y is None else f\"{{z}}\"}} letters'"),
+    (LIBRARY, f"f'we have {{{MISSPELT}:.0%}} of {{x if y else f\"{{z}}\"}} letters'"),
     (LIBRARY, f"x = r'we {MISSPELT} a letter'; y = 'one|{MISSPELT}|or two or three'"),
     (LIBRARY, "x = .5 # .5 at most; '{:.0%} of all the letters'"),
     (LIBRARY, "'a dear friend of the book' # data, codespell:ignore"),
