@@ -25,8 +25,9 @@ endef
 test test-all coverage: export HF_HUB_OFFLINE = 1
 test test-all coverage: export HF_DATASETS_OFFLINE = 1
 
-test: .venv/.installed-dev ## Check exports, test notebooks, run pytest, check the site
+test: .venv/.installed-dev ## Check exports and style, test notebooks, run pytest, check the site
 	$(call step,exported modules and README match the notebooks,$(BIN)/python .ci/check_export.py)
+	$(call step,style,$(BIN)/ruff check . && $(BIN)/python .ci/check_spelling.py)
 	$(call step,notebooks,OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2)
 	$(call step,pytest,$(BIN)/python -m pytest -n 2 --dist loadfile)
 	$(call step,site,$(BIN)/python .ci/check_site.py)
@@ -53,7 +54,7 @@ docs: .venv/.installed-dev ## Build the site into _docs (needs Quarto)
 	$(BIN)/python .ci/docs.py
 
 clean: ## Remove what tests and builds leave behind; keeps .venv, data and checkpoints
-	rm -rf _proc _docs _site .quarto build dist *.egg-info .pytest_cache .hypothesis .coverage
+	rm -rf _proc _docs _site .quarto build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
 	rm -f nbs/nbdev.yml nbs/sidebar.yml nbs/.last_checked
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
 

@@ -1,9 +1,14 @@
-"""Fail when notebooks, exported modules and README.md have drifted apart.
+"""Fail when notebooks, exported modules and README.md have drifted apart, or modules import upwards.
 
 Everything is exported and cleaned anew in a temporary copy of the working tree and compared with what was
-there before. Your own files are never touched, so this also works in the middle of an edit.
+there before. Your own files are never touched, so this also works in the middle of an edit. Numbers, folders and the
+direction of imports are read by check_storeys.py.
 """
-import os, shutil, subprocess, sys, tempfile
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +66,8 @@ def problems():
 
 
 if __name__ == "__main__":
+    import check_storeys
     import readme
-    found = problems() + [p for p in [readme.problem()] if p]
+    found = [*problems(), *check_storeys.problems(), *filter(None, [readme.problem()])]
     print(*found, f"export check: {len(found)} problems", sep="\n")
     sys.exit(bool(found))

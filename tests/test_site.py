@@ -234,6 +234,13 @@ def test_docs_without_quarto(tmp_path):
     assert run.returncode == 2 and "Quarto is not installed" in run.stderr and readme == "ours"
 
 @pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
+def test_nbdev_finds_the_processor_of_links(tmp_path):
+    "settings.ini names a module of .ci"
+    assert "procs = symbol_links:SymbolLinks" in (ROOT/"settings.ini").read_text()
+    run, _ = docs(tmp_path, 'case "$PYTHONPATH" in "$PWD/.ci"*) ;; *) exit 4 ;; esac')
+    assert run.returncode == 0, run.stderr
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
 def test_nbdev_sees_a_new_readme(tmp_path):
     "README.md is newer than any notebook while nbdev runs, so nbdev leaves it alone"
     run, _ = docs(tmp_path, "touch -d 2020-01-01 old; [ README.md -nt old ]")

@@ -1,0 +1,53 @@
+"""Which page a `symbol` in prose links to where several modules define one of that name.
+
+nbdev links to the module that comes first in the alphabet: deploy/runtime, which repeats what an exported model needs,
+would hide sampling/policies. Here the page's own symbol comes first, then the order of the sidebar. settings.ini names
+this processor in place of nbdev's add_links.
+"""
+from pathlib import Path, PurePosixPath
+
+import yaml
+from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup, _nbpath2html
+from nbdev.process import Processor
+
+
+def page_name(path): return _nbpath2html(PurePosixPath(path)).as_posix()
+
+
+def sidebar(config):
+    "The pages that the sidebar names, in its order."
+    sections = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    return [page_name(path) for section in sections for path in section["contents"]]
+
+
+def choose(modules, pages, site):
+    """The link of each name: of the modules that define it, the one whose page comes first in `pages`.
+
+    `modules` is the index of nbdev: module → full name of a symbol → (link, …); links begin with `site`.
+    """
+    def place(module):
+        page = next(iter(modules[module].values()))[0].removeprefix(site).partition("#")[0]
+        return pages.index(page) if page in pages else len(pages)
+
+    links = {}
+    for module in sorted(filter(modules.get, modules), key=place):
+        for name, link in modules[module].items(): links.setdefault(name.removeprefix(module + "."), link)
+    return links
+
+
+class SymbolLinks(Processor):
+    "nbdev's add_links, with another choice among symbols of one name"
+    def begin(self):
+        cfg = get_config()
+        own = Path(self.nb.path_).resolve().relative_to(Path(cfg.nbs_path).resolve())
+        pages = [page_name(own), *sidebar(cfg.config_path/"_quarto.yml")]
+        self.lookup = NbdevLookup()
+        modules = self.lookup.entries[cfg.lib_name]["syms"]
+        self.lookup.syms = {**self.lookup.syms, **choose(modules, pages, f"{cfg.doc_host}{cfg.doc_baseurl}/")}
+
+    def cell(self, cell):
+        if cell.cell_type == "markdown": cell.source = self.lookup.linkify(cell.source)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "text/markdown" in data: data["text/markdown"] = [*map(self.lookup.link_line, data["text/markdown"])]
