@@ -5,19 +5,26 @@ nbdev_docs does, pandoc renders each page, and its links, anchors and leftover m
 reads what Quarto would not mind: stored errors, outputs that are missing or older than their code, paths of
 somebody's machine, heavy files. Every problem is one line, `file: what is wrong`.
 """
-import ast, json, os, re, subprocess, sys
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-import pypandoc, yaml
+import pypandoc
+import yaml
 from nbdev.config import get_config
 from nbdev.doclinks import _nbpath2html, nbglob
 from nbdev.serve import proc_nbs
 
-import llms, quarto_rules
+import llms
+import quarto_rules
 from check_export import ROOT, listed_files
 
 NBS = ROOT/"nbs"

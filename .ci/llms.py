@@ -3,7 +3,9 @@
 The sections and their order are those of the sidebar. With --check only tell whether the file is up to date
 (the site check does that as well), so it cannot go stale.
 """
-import json, re, sys
+import json
+import re
+import sys
 from pathlib import Path, PurePosixPath
 
 import yaml

@@ -3,7 +3,10 @@
 Quarto is on no package registry, so these are its rules (and nbdev's, which comes before it) as their sources have
 them: nbdev 2.4, Quarto 1.7. Each function yields what is wrong with one cell, in words.
 """
-import ast, io, re, tokenize
+import ast
+import io
+import re
+import tokenize
 
 import yaml
 

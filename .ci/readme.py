@@ -3,7 +3,8 @@
 nbdev's own nbdev_readme calls Quarto, which is on no package registry. nbconvert does the work here, so
 that whoever can install the package can also refresh and check its README.
 """
-import re, sys
+import re
+import sys
 from pathlib import Path
 
 import nbformat

@@ -12,19 +12,21 @@ machine is while it trains. The last weights are scored, on both sides that were
 choose their weights by the validation side; they are scored on the test side alone.
 Needs the extras `curriculum`, `judge` and `eval`.
 """
-import statistics, sys
+import statistics
+import sys
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 
-from arms import configuration as recipe_with, one_core, serve, stepper
-from diffusion_lm.core import interleaved
-from diffusion_lm.core import UserError
-from diffusion_lm.files import append_jsonl, read_json, read_jsonl, runs_dir, write_json
-from diffusion_lm.text.store import eval_windows, store_of
-from diffusion_lm.lm import DiffusionLM
+from arms import configuration as recipe_with
+from arms import one_core, serve, stepper
+from diffusion_lm.core import UserError, interleaved
 from diffusion_lm.evaluation.metrics import score_windows
+from diffusion_lm.files import append_jsonl, read_json, read_jsonl, runs_dir, write_json
+from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.models.transformer import BaselineDreamModel
+from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.theory.objective import Objective
 from diffusion_lm.training.report import style_figures
 from diffusion_lm.training.run import train

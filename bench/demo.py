@@ -4,7 +4,11 @@
 
 The loop measures a step and takes as many as fit into its minutes, so a busy machine trains less: leave it alone meanwhile.
 """
-import json, os, subprocess, sys, tempfile
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from diffusion_lm.files import append_jsonl

@@ -5,19 +5,22 @@
 The machine is measured before and after the model, as `measure_device` does it; the model as `bench_device` does it on a board. Run it
 with nothing else on the machine. Needs the extra `export`.
 """
-import os, sys, tempfile
+import os
+import sys
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-from diffusion_lm.deploy.bench_device import bench_device, device_lines
 from diffusion_lm.core import UserError, describe_machine, pick_device
-from diffusion_lm.files import write_json
+from diffusion_lm.deploy.bench_device import bench_device, device_lines
 from diffusion_lm.deploy.export import export_lm
 from diffusion_lm.deploy.jetson import device_rows, measure_device
+from diffusion_lm.files import write_json
 from diffusion_lm.lm import DiffusionLM
+
 
 def main(*runs):
     if len(runs) != 1: print(__doc__); return 2

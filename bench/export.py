@@ -5,22 +5,28 @@
 Speed turn by turn in one process, at the presets, with untrained weights: PyTorch, and ONNX Runtime in fp32, fp16, int8 (dynamic) and int8
 (static), a pass over a text and the writing of one. Quality on the test text of trained runs. Run it with nothing else on the machine.
 """
-import argparse, os, statistics, sys, tempfile, time
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 
 from diffusion_lm.bench import spread
-from diffusion_lm.models.make import make_model
 from diffusion_lm.core import describe_machine, pick_device, rng
-from diffusion_lm.files import find_run, to_json, write_text
-from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.deploy.export import export_lm
-from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models.transformer import ModelConfig, n_params, randomize_
-from diffusion_lm.training.recipe import load_config
 from diffusion_lm.deploy.runtime import Model
+from diffusion_lm.files import find_run, to_json, write_text
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models.make import make_model
+from diffusion_lm.models.transformer import ModelConfig, n_params, randomize_
+from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.text.tokenizer import train_bpe
+from diffusion_lm.training.recipe import load_config
 
 VOCAB = {"tiny": 4096, "small": 8192}
 say = lambda s: print(s, file=sys.stderr, flush=True)

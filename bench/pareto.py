@@ -7,19 +7,21 @@
 Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again, so several processes may share the names.
 RUN may be a run on other text (--data.path of its recipe); the reference row is that run's own test text.
 """
-import sys, time
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 
 from diffusion_lm.core import UserError, describe_machine, keep_memory
-from diffusion_lm.files import append_jsonl, find_run, read_jsonl, write_json
-from diffusion_lm.text.store import store_of
-from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.evaluation.quality import Judge, bleu, sample_quality, token_entropy
-from diffusion_lm.training.recipe import load_config
+from diffusion_lm.files import append_jsonl, find_run, read_jsonl, write_json
+from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.sampling.sampler import denoise
+from diffusion_lm.text.store import store_of
+from diffusion_lm.training.recipe import load_config
 
 RECORDS = Path(__file__).with_name("records")
 N, SPANS, SPAN = 32, 128, 16 # texts; held-out spans and their tokens

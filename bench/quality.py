@@ -7,7 +7,8 @@
 An arm's number of steps is fixed beforehand: the budget over the cost of its step. So it does not matter how busy the machine is
 while an arm trains, and the learning-rate schedule of every arm ends where its time does.
 """
-import statistics, sys
+import statistics
+import sys
 from pathlib import Path
 
 import torch
@@ -15,8 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from arms import configuration, one_core, serve
 from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer
-from diffusion_lm.core import interleaved
-from diffusion_lm.core import UserError, seed_everything
+from diffusion_lm.core import UserError, interleaved, seed_everything
 from diffusion_lm.files import read_json, runs_dir, write_json
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig
 from diffusion_lm.theory.objective import Objective

@@ -12,12 +12,12 @@ import torch
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError
 from diffusion_lm.files import read_json, read_jsonl, run_path, write_json, write_text
-from diffusion_lm.text.store import prepare
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.weights import save_weights
+from diffusion_lm.text.store import prepare
 from diffusion_lm.training.recipe import load_config
 from diffusion_lm.training.report import report, test_figures
 from diffusion_lm.training.run import train
+from diffusion_lm.weights import save_weights
 
 LIMIT = 9_000_000 # bytes that the packed weights may have
 

@@ -6,18 +6,20 @@ Once as `evaluate` does, in windows that are cut from all documents one behind a
 beginning of the next in sight; and once with each document in windows of its own, filled up with padding. Use a run whose documents
 are short: `dlm train --config quick --data.path stories.txt --name stories --trainer.steps 600`.
 """
-import math, sys
+import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 
 from arms import one_core
 from diffusion_lm.core import UserError
-from diffusion_lm.files import find_run, write_json
-from diffusion_lm.text.store import eval_windows, store_of
-from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.evaluation.metrics import blocks, estimate_ratio, score_windows
+from diffusion_lm.files import find_run, write_json
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.training.recipe import load_config
 
 RECORD = Path(__file__).parent/"records"/"shared_windows.json"

@@ -4,19 +4,21 @@
 
 The rest of that page comes from `dlm bench train|overhead|memory --json`. Run it with nothing else on the machine.
 """
-import contextlib, statistics, subprocess, sys
+import contextlib
+import statistics
+import subprocess
+import sys
 from unittest.mock import patch
 
 import torch
 
-from diffusion_lm.models import layers
-from diffusion_lm.training import learner as trainer
 from diffusion_lm.bench import AllLogits, Contestant, FixedBatch, spread
-from diffusion_lm.core import clock
-from diffusion_lm.core import describe_machine, keep_memory, pick_device, pick_dtype
+from diffusion_lm.core import clock, describe_machine, keep_memory, pick_device, pick_dtype
 from diffusion_lm.files import to_json, write_text
+from diffusion_lm.models import layers
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig
 from diffusion_lm.theory.objective import Objective
+from diffusion_lm.training import learner as trainer
 
 V, B, CONFIG, DEVICE = 8192, 16, ModelConfig("small"), pick_device()
 DTYPE = pick_dtype(DEVICE)

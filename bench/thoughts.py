@@ -14,29 +14,31 @@ have little to say to a model that knows nothing yet. All steps have 4,096 token
 steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is while it trains.
 `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
 """
-import statistics, sys
+import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 from torch.nn import functional as F
 
-from arms import configuration as recipe_with, one_core, serve, stepper
-from diffusion_lm.core import interleaved
-from diffusion_lm.models.make import make_model
-from diffusion_lm.core import UserError, rng
-from diffusion_lm.files import append_jsonl, find_run, read_json, read_jsonl, runs_dir, write_json
-from diffusion_lm.text.store import store_of
-from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models.transformer import ModelConfig, n_params
-from diffusion_lm.weights import load_weights
-from diffusion_lm.theory.objective import Objective, real_keys, token_nll
+from arms import configuration as recipe_with
+from arms import one_core, serve, stepper
+from diffusion_lm.core import UserError, interleaved, rng
 from diffusion_lm.evaluation.passages import MEMORY, by_passage, stretches
+from diffusion_lm.files import append_jsonl, find_run, read_json, read_jsonl, runs_dir, write_json
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models.make import make_model
+from diffusion_lm.models.thought import ThoughtConfig, newest_first
+from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.models.transformer import ModelConfig, n_params
+from diffusion_lm.text.store import store_of
+from diffusion_lm.theory.objective import Objective, real_keys, token_nll
+from diffusion_lm.theory.schedule import mask_share
 from diffusion_lm.training.recipe import build, load_config
 from diffusion_lm.training.run import train
-from diffusion_lm.theory.schedule import mask_share
-from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.models.thought import ThoughtConfig, newest_first
+from diffusion_lm.weights import load_weights
 
 HERE = Path(__file__).parent
 COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
@@ -161,8 +163,8 @@ STEPS, TEMPERATURES = (16, 32, 64, 128), (.5, .65, .8, 1.) # texts of the same e
 
 def steps_of_denoising(*runs):
     "32 texts of two passages with each run, number of steps and temperature, judged"
-    from pareto import judged, write
     from diffusion_lm.evaluation.quality import Judge
+    from pareto import judged, write
     path, judge = HERE/"records"/"thoughts-steps.jsonl", Judge()
     done = {(r["run"], r["steps"], r["temperature"]) for r in read_jsonl(path)} if path.exists() else set()
     for run in runs:

@@ -8,16 +8,32 @@ __all__ = ['TARGETS', 'STATED_FOR', 'SAYS', 'SAVINGS', 'train_flops', 'XTransfor
            'verdicts', 'timed', 'Stopwatch', 'overhead', 'overhead_table', 'AllLogits', 'bench_memory', 'memory_table']
 
 # %% ../nbs/95_bench.ipynb #0003
-import contextlib, os, statistics, tempfile, time, torch
+import contextlib
+import os
+import statistics
+import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+
+import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .core import (
-    UserError, autocast, clock, describe_machine, has_bf16, keep_memory, matmul_peak, peak_memory,
-    pick_device, pick_dtype, seed_everything)
+from diffusion_lm.core import (
+    UserError,
+    autocast,
+    clock,
+    describe_machine,
+    has_bf16,
+    keep_memory,
+    matmul_peak,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+    seed_everything,
+)
 from .models.transformer import BaselineDreamModel, ModelConfig, n_params
 from .text.store import Batch
 from .theory.objective import Objective

@@ -11,13 +11,31 @@ from dataclasses import replace
 
 import torch
 
-from .bench import (
-    SAYS, XObjective, XTransformer, _load, _x_transformers, afresh, met, resident, span, spread, turns)
-from .core import clock
-from .models.make import make_model
+from diffusion_lm.bench import (
+    SAYS,
+    XObjective,
+    XTransformer,
+    _load,
+    _x_transformers,
+    afresh,
+    met,
+    resident,
+    span,
+    spread,
+    turns,
+)
 from diffusion_lm.core import (
-    UserError, autocast, describe_machine, keep_memory, peak_memory, pick_device, pick_dtype,
-    seed_everything)
+    UserError,
+    autocast,
+    clock,
+    describe_machine,
+    keep_memory,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+    seed_everything,
+)
+from .models.make import make_model
 from .models.transformer import ModelConfig
 from .sampling.sampler import cache_drift, denoise
 

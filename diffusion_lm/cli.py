@@ -8,7 +8,15 @@ __all__ = ['BENCHES', 'COMMANDS', 'HELP', 'recipes', 'find_recipe', 'parse_train
            'runs_command', 'doctor_command', 'main']
 
 # %% ../nbs/99_cli.ipynb #0004
-import contextlib, errno, functools, io, json, os, re, sys, time
+import contextlib
+import errno
+import functools
+import io
+import json
+import os
+import re
+import sys
+import time
 from importlib import resources
 from pathlib import Path
 from pydoc import locate
@@ -59,8 +67,10 @@ def _unknown_key(key, keys):
 def _parse(parser, args):
     "Parsed arguments as a dict; raises `UserError` for what does not fit"
     from argparse import ArgumentError
-    from diffusion_lm.core import UserError
+
     import yaml
+
+    from diffusion_lm.core import UserError
     said = io.StringIO() # the parser of a section's help ends the program in its own way
     try:
         with contextlib.redirect_stderr(said): return parser.parse_args(args).as_dict()
@@ -86,6 +96,7 @@ def _refuse(given, *rules): # (names of options, may they stand here?, what to s
 def _fields(parser):
     "The parser with an option for each field of a recipe"
     from typing import Union
+
     from diffusion_lm.training.recipe import RunConfig
     parser.add_class_arguments(RunConfig, skip={"init"})
     parser.add_argument("--init", type=Union[str, dict, None], default=None, help="begin with the weights of this run: its name, its folder or its weights file; its model and tokenizer are used")
@@ -145,8 +156,10 @@ def _recipes_of(args):
 def _begun_with(args, said):
     "The arguments, behind what the run whose weights are asked for has to say of model, objective and tokenizer"
     from dataclasses import asdict
-    from diffusion_lm.training.recipe import config_from
+
     import yaml
+
+    from diffusion_lm.training.recipe import config_from
     init = next((d["init"] for d in reversed(said) if "init" in d), None) if _value(args, "--init") is None else _value(args, "--init")
     init = init.get("run") if isinstance(init, dict) else init
     if init in (None, "null"): return args
@@ -168,7 +181,7 @@ def parse_train(args, command="train"):
     "The `RunConfig` and the other options of a training command"
     from diffusion_lm.core import UserError
     from diffusion_lm.files import find_run
-    from diffusion_lm.training.recipe import RunConfig, SECTIONS, load_config
+    from diffusion_lm.training.recipe import SECTIONS, RunConfig, load_config
     recipe, parser = _value(args, "--config"), _train_parser(command)
     args, said = _recipes_of(args)
     if "--resume" in args and _value(args, "--init") is not None: raise UserError("--init begins a new run and --resume goes on with one: leave out one of them")
@@ -189,9 +202,10 @@ def parse_train(args, command="train"):
 def prepare_command(args):
     "dlm prepare"
     from dataclasses import replace
-    from diffusion_lm.training.curriculum import CurriculumConfig, inspect_book, stage_table
+
     from diffusion_lm.text.corpus import SIDES
     from diffusion_lm.text.store import prepare
+    from diffusion_lm.training.curriculum import CurriculumConfig, inspect_book, stage_table
     from diffusion_lm.training.recipe import stages_of, tokenizer_of
     cfg, o = parse_train(args, "prepare")
     _refuse({"out"} if o["out"] else (), ("out", o["inspect"], "goes with --inspect"))
@@ -423,8 +437,8 @@ def _load(o):
 # %% ../nbs/99_cli.ipynb #100b
 def _talk(o, given, lm):
     "Talk until the input ends"
-    from diffusion_lm.deploy.chat import Chat, load_talk
     from diffusion_lm.core import UserError
+    from diffusion_lm.deploy.chat import Chat, load_talk
     options = {k: o[k] for k in Chat.options if k in given}
     if not options.get("sampler", 1): del options["sampler"] # the default
     kept = o["session"] and Path(o["session"]).exists()
@@ -446,6 +460,7 @@ def _talk(o, given, lm):
 def chat_command(args):
     "dlm chat RUN"
     from contextlib import nullcontext
+
     from diffusion_lm.core import UserError
     from diffusion_lm.files import owner
     p = _parser("chat", "Talk with a trained run. /help lists what else can be typed.")
@@ -467,11 +482,11 @@ def chat_command(args):
 def _eval_style(o):
     "dlm eval RUN --style"
     from diffusion_lm.core import UserError
+    from diffusion_lm.evaluation.style import style_table
     from diffusion_lm.files import find_run
     from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.recipe import load_config
     from diffusion_lm.training.report import style_figures
-    from diffusion_lm.evaluation.style import style_table
     if o["samples"] < 2: raise UserError(f"--samples must be at least 2, got {o['samples']}")
     if o["seed"] < 0: raise UserError(f"--seed must not be negative, got {o['seed']}")
     reference = read_text(o["reference"]) if o["reference"] else None
@@ -679,8 +694,8 @@ def export_command(args):
 def runs_command(args):
     "dlm runs"
     from diffusion_lm.core import UserError
-    from diffusion_lm.files import list_runs, read_json, runs_dir
     from diffusion_lm.evaluation.metrics import interval
+    from diffusion_lm.files import list_runs, read_json, runs_dir
     p = _parser("runs", "List what has been trained.")
     p.add_argument("--out", type=str, default="", help="folder of runs (default: checkpoints)")
     p.add_argument("--json", action="store_true", help="machine-readable results")
@@ -705,10 +720,13 @@ def runs_command(args):
 # %% ../nbs/99_cli.ipynb #0013
 def doctor_command(args):
     "dlm doctor"
-    import importlib.metadata as md, platform, shutil
+    import importlib.metadata as md
+    import platform
+    import shutil
+
     from diffusion_lm import __version__
-    from diffusion_lm.doctor import PACKAGES, training_check
     from diffusion_lm.core import describe_machine, pick_device, pick_dtype
+    from diffusion_lm.doctor import PACKAGES, training_check
     from diffusion_lm.files import home
     p = _parser("doctor", "Say what is installed and used, and train for a few seconds.")
     p.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")

@@ -7,9 +7,19 @@ __all__ = ['UserError', 'unknown', 'pick_device', 'has_bf16', 'pick_dtype', 'aut
            'peak_memory', 'rng', 'seed_everything', 'clock', 'interleaved', 'matmul_peak']
 
 # %% ../nbs/01_core.ipynb #0003
-import contextlib, ctypes, difflib, hashlib, platform, statistics, re, sys, time, torch
-import numpy as np
+import contextlib
+import ctypes
+import difflib
+import hashlib
+import platform
+import re
+import statistics
+import sys
+import time
 from pathlib import Path
+
+import numpy as np
+import torch
 
 # %% ../nbs/01_core.ipynb #0006
 class UserError(ValueError):

@@ -14,8 +14,9 @@ PACKAGES = {"": ("torch", "numpy", "tokenizers", "datasets", "safetensors", "acc
 def training_check(device, dtype, seconds=60.): # at most
     "Train a small model on a made-up language until its loss has fallen by a third; what it reached"
     import torch
-    from diffusion_lm.text.store import Batch
+
     from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig
+    from diffusion_lm.text.store import Batch
     from diffusion_lm.theory.objective import Objective
     from diffusion_lm.training.learner import Callback, Learner, TrainConfig
     class Counting: # sentences that count: 5 6 7 8 …; easy to learn, impossible to guess

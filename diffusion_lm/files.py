@@ -9,11 +9,26 @@ __all__ = ['follow', 'atomic', 'write_text', 'to_json', 'write_json', 'read_json
            'cache_dir', 'run_path', 'list_runs', 'find_run']
 
 # %% ../nbs/02_files.ipynb #0003
-import contextlib, difflib, errno, glob, hashlib, json, math, os, platform, re, shutil, sys, time, torch, yaml
-import numpy as np
+import contextlib
+import difflib
+import errno
+import glob
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_args
+
+import numpy as np
+import torch
+import yaml
 
 from . import __version__
 from .core import UserError, unknown

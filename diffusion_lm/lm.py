@@ -6,26 +6,30 @@
 __all__ = ['FAR', 'DiffusionLM']
 
 # %% ../nbs/60_lm.ipynb #0003
-import codecs, re, shutil
+import codecs
+import re
+import shutil
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np, torch, yaml
+import numpy as np
+import torch
+import yaml
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin, snapshot_download
 
-from .models.make import make_model
 from .core import UserError, autocast, pick_device, pick_dtype, rng
-from .files import check_keys, find_run, read_json, read_yaml, unknown_key, write_text
 from .evaluation.metrics import Estimate, evaluate
+from .files import check_keys, find_run, read_json, read_yaml, unknown_key, write_text
+from .models.make import make_model
 from .models.transformer import ModelConfig, n_params
-from .weights import load_weights, save_weights
-from .sampling.policies import LeftToRight, SAMPLERS, make_policy, sampler_params
 from .sampling.player import denoising_page, denoising_player, trace
+from .sampling.policies import SAMPLERS, LeftToRight, make_policy, sampler_params
 from .sampling.sampler import denoise, sample
-from .theory.schedule import information_grid
 from .text.tokenizer import Tokenizer
+from .theory.schedule import information_grid
+from .weights import load_weights, save_weights
 
 # %% ../nbs/60_lm.ipynb #0006
 _SECTIONS = ("data", "tokenizer", "model", "objective", "noise", "trainer", "samples", "monitor", "curriculum", "seed", "init") # of a config.yaml

@@ -6,8 +6,11 @@
 __all__ = ['save_weights', 'read_weights', 'load_weights']
 
 # %% ../nbs/03_weights.ipynb #0003
-import json, os, torch
+import json
+import os
 from pathlib import Path
+
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -1,5 +1,14 @@
 """What the tests share: a small text, a small recipe, two runs trained with it once, and `dlm` in this or in another process."""
-import atexit, contextlib, hashlib, io, os, shutil, signal, subprocess, sys, tempfile
+import atexit
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # matrices this small are slower on two threads, and many times slower on a busy machine
@@ -10,7 +19,8 @@ os.environ.pop("DIFFUSION_LM_HOME", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts in the background, and children inherit that
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
-import pytest, torch
+import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from diffusion_lm.cli import main

@@ -1,23 +1,29 @@
 """An option is obeyed or refused: what changes nothing beside the others is one line and exit status 2, and so is whatever else can be typed."""
-import json, re, shlex, string, sys
+import json
+import re
+import shlex
+import string
+import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np, pytest
-from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffusion_lm import cli
-from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.cli import BENCHES, COMMANDS, main, parse_train, recipes
 from diffusion_lm.core import UserError
-from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.evaluation.metrics import Estimate, estimate_ratio, interval
-from diffusion_lm.sampling.policies import PredictorCorrector, ReMDM, make_policy
-from diffusion_lm.training.recipe import idle
+from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.deploy.runtime import Text
+from diffusion_lm.evaluation.metrics import Estimate, estimate_ratio, interval
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.sampling.policies import PredictorCorrector, ReMDM, make_policy
 from diffusion_lm.text.tokenizer import Tokenizer
+from diffusion_lm.training.recipe import idle
 
 # ---- options that change nothing beside the others ----
 

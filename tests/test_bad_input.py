@@ -1,17 +1,23 @@
 """A user's mistake gets one clear line on stderr and exit status 2; nothing is printed on stdout and nothing is written."""
-import json, os, re, shutil
+import json
+import os
+import re
+import shutil
 from pathlib import Path
 
-import numpy as np, pytest, torch, yaml
+import numpy as np
+import pytest
+import torch
+import yaml
 from safetensors.torch import load_file
 
 from conftest import story
-from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.core import UserError
+from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models.thought_model import fingerprint
 from diffusion_lm.models.transformer import randomize_
 from diffusion_lm.weights import load_weights, save_weights
-from diffusion_lm.models.thought_model import fingerprint
 
 NOTES = ("preparing ", "the text is too small for ") # what `train` says before it has read the text
 

@@ -1,5 +1,6 @@
 """`dlm bench`: what it prints and what it refuses; never how fast anything is."""
-import json, sys
+import json
+import sys
 
 import pytest
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import WORDS
 from diffusion_lm.core import rng
 
+
 def one_line(path, megabytes, gap):
     "A file without a line break; `gap` stands between its words, of which no eight in a row come again"
     words, g = [w + gap for w in WORDS], rng("one line")

@@ -1,8 +1,10 @@
 """A book's curriculum from the command line: prepared and inspected, trained, stopped and resumed in every stage, and refused where it cannot be."""
-import json, sys
+import json
+import sys
 from pathlib import Path
 
-import pandas as pd, pytest
+import pandas as pd
+import pytest
 
 from conftest import same_run, story
 from diffusion_lm.lm import DiffusionLM

@@ -1,29 +1,41 @@
 """Several processes train what one trains, on the CPU with gloo: forked from this process, or started by torchrun and accelerate."""
-import datetime, json, multiprocessing, os, re, shlex, signal, subprocess, sys, time, traceback
+import datetime
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
-import accelerate, pytest, torch
+import accelerate
+import pytest
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from conftest import DLM, run_dlm
-from diffusion_lm.training.callbacks import Validate
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, seed_everything
 from diffusion_lm.files import read_jsonl
+from diffusion_lm.models.layers import Block
+from diffusion_lm.models.thought import ThoughtConfig
+from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
+from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
 from diffusion_lm.text.corpus import DataConfig
 from diffusion_lm.text.store import Loader, TokenizerConfig, prepare
-from diffusion_lm.models.layers import Block
-from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
-from diffusion_lm.weights import load_weights
 from diffusion_lm.theory.objective import Objective
-from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.models.thought import ThoughtConfig
+from diffusion_lm.training.callbacks import Validate
 from diffusion_lm.training.checkpoint import Checkpoint, steps_of
 from diffusion_lm.training.learner import Callback, Learner, TrainConfig
+from diffusion_lm.weights import load_weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 

@@ -1,5 +1,10 @@
 """A run as a folder that needs no PyTorch: the folder's own runtime, in a process in which PyTorch and this library cannot be imported, writes what `dlm sample` writes."""
-import ast, json, os, shutil, subprocess, sys
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,7 +134,9 @@ def test_weights_beside_the_graph(trained, tmp_path, monkeypatch):
     (["--provider", "tpu"], "unknown provider"), (["--prompt", "word "*99], "the prompt has"), (["--infill", "no hole"], "nothing to fill"), (["--infill", "[MASK:999]"], "the template has"), (["--length", 33], "length must be"),
     (["--seed", -1], "must not be negative"), (["--tau", .5], "takes no tau"), (["--wat"], "unrecognized arguments"), (["--infill", "[MASK]", "--prompt", "a"], "do not go with")], ids=str)
 def test_mistakes_of_the_runtime(exported, args, why):
-    import contextlib, io
+    import contextlib
+    import io
+
     from diffusion_lm.deploy.runtime import main
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): status = main([str(a) for a in [exported/"tiny", *args]])

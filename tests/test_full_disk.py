@@ -1,14 +1,18 @@
 """A disk that fills up in the middle of a run: one clear line, the last checkpoint is whole, and the run goes on once there is space."""
-import errno, os, shutil, subprocess
+import errno
+import os
+import shutil
+import subprocess
 
 import pytest
 
 from conftest import tree
 from diffusion_lm import files
-from diffusion_lm.training import callbacks, checkpoint
 from diffusion_lm.files import damage
-from diffusion_lm.weights import load_weights
+from diffusion_lm.training import callbacks, checkpoint
 from diffusion_lm.training.checkpoint import steps_of
+from diffusion_lm.weights import load_weights
+
 
 @pytest.fixture
 def small_disk(tmp_path):

@@ -1,21 +1,22 @@
 """A new run with the weights of another: it begins where that one ended, what must match is named, and afterwards it stands alone."""
-import json, shutil
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from conftest import same_run, story, tree
-from diffusion_lm import files
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError
 from diffusion_lm.files import digest, read_json, read_jsonl
-from diffusion_lm.text.store import Loader, store_of
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.weights import load_weights
+from diffusion_lm.text.store import Loader, store_of
 from diffusion_lm.theory.objective import Objective
+from diffusion_lm.training.checkpoint import steps_of
 from diffusion_lm.training.recipe import config_from, load_config
 from diffusion_lm.training.run import train
-from diffusion_lm.training.checkpoint import steps_of
+from diffusion_lm.weights import load_weights
+
 
 @pytest.fixture
 def other(tmp_path):

@@ -1,5 +1,10 @@
 """Wherever a run is stopped, and whatever happens to its checkpoints, it goes on as if nothing had been: small runs, in this process and in copies of it."""
-import json, os, shutil, signal, threading, time
+import json
+import os
+import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ from conftest import posix, run_dlm, same_run, start_dlm, tree
 from diffusion_lm.core import rng
 from diffusion_lm.files import damage
 from diffusion_lm.training.checkpoint import steps_of
+
 
 @posix
 @pytest.mark.parametrize("times", [1, 2])

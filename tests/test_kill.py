@@ -1,17 +1,23 @@
 """SIGKILL, which nobody can catch, at random moments of `prepare`, `train`, `export` and `chat`: what was being written is whole or absent,
 nothing that was there is lost, and the next call goes on as if nothing had been. Half of the kills come before a random one of the process's
 file operations, so that the moments between two of them are met; half after a random time, so that those within one are."""
-import io, json, os, shutil, signal, sys, time
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import time
 
 import pytest
 
 from conftest import posix, same_run, tree
 from diffusion_lm import cli
-from diffusion_lm.deploy.chat import load_talk
 from diffusion_lm.core import rng
+from diffusion_lm.deploy.chat import load_talk
 from diffusion_lm.files import damage, digest
-from diffusion_lm.text.store import TokenStore
 from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.text.store import TokenStore
 from diffusion_lm.training.checkpoint import steps_of
 
 pytestmark = posix

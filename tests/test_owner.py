@@ -1,17 +1,24 @@
 """One process at a time writes a run, a store, an export or a talk; what others keep beside them stays; and what cannot be read or written is said in one line."""
-import contextlib, errno, itertools, json, os, shutil, signal, time
-from pathlib import Path
+import contextlib
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
 
-import numpy as np, pytest, yaml
+import pytest
+import yaml
 
-from conftest import posix, run_dlm, same_run, story, tree
+from conftest import posix, same_run, story
 from diffusion_lm import cli, files
-from diffusion_lm.text import store
 from diffusion_lm.core import UserError
 from diffusion_lm.files import commit_folder, damage, digest, owner, read_jsonl, refill_folder, write_json
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.text import store
 from diffusion_lm.text.corpus import Corpus, Document
 from diffusion_lm.text.store import token_store
-from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.text.tokenizer import train_tokenizer
 from diffusion_lm.training.checkpoint import steps_of
 
@@ -289,8 +296,8 @@ def test_the_sections_that_loading_knows_are_those_of_a_run():
 
 def test_a_talk_and_an_export_of_a_newer_version(trained, tmp_path):
     from diffusion_lm.deploy.chat import Chat, load_talk
-    from diffusion_lm.weights import read_weights, save_weights
     from diffusion_lm.deploy.runtime import read_about
+    from diffusion_lm.weights import read_weights, save_weights
     lm = DiffusionLM.from_run("tiny")
     chat = Chat(lm)
     chat.save(chat.begin(), tmp_path/"t")
@@ -329,7 +336,8 @@ def test_disks_of_windows():
 @posix
 def test_fsync_where_it_is_picky(dlm, home, recipe, monkeypatch):
     "As on Windows a descriptor must be open for writing, and as on some disks no folder can be flushed: the run is written all the same"
-    import fcntl, stat
+    import fcntl
+    import stat
     real = os.fsync
     def fsync(fd):
         if stat.S_ISDIR(os.fstat(fd).st_mode): raise OSError(errno.EINVAL, "Invalid argument")

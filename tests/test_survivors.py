@@ -4,28 +4,38 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 
-from diffusion_lm.training.callbacks import Awaken, MaskRange, Validate
 from diffusion_lm.core import rng, seed_everything
-from diffusion_lm.files import read_json
-from diffusion_lm.training.curriculum import Curriculum, CurriculumConfig, Stage
-from diffusion_lm.text.store import Batch, prepare
-from diffusion_lm.models.layers import Block, RMSNorm, SwiGLU, TimeEmbedding, rope_freq, rope_table
-from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.evaluation.metrics import by_level, evaluate, score_windows, yardsticks
+from diffusion_lm.files import read_json
+from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models.layers import Block, RMSNorm, SwiGLU, TimeEmbedding, rope_freq, rope_table
+from diffusion_lm.models.thought import (
+    Reader,
+    ThoughtConfig,
+    ThoughtLosses,
+    Writer,
+    between,
+    newest_first,
+    no_thoughts,
+    push,
+)
+from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
-from diffusion_lm.weights import load_weights
+from diffusion_lm.sampling.policies import Ancestral, PredictorCorrector, ReMDM, Step
+from diffusion_lm.text.store import Batch, prepare
 from diffusion_lm.theory.objective import NoiseConfig, Objective, token_nll
 from diffusion_lm.theory.oracle import ToyLanguage
-from diffusion_lm.sampling.policies import Ancestral, PredictorCorrector, ReMDM, Step
-from diffusion_lm.training.recipe import load_config
 from diffusion_lm.theory.schedule import grid, information_grid
-from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
-from diffusion_lm.models.thought import (
-    Reader, ThoughtConfig, ThoughtLosses, Writer, between, newest_first, no_thoughts, push)
-from diffusion_lm.training.checkpoint import Checkpoint, EMA
+from diffusion_lm.training.callbacks import Awaken, MaskRange, Validate
+from diffusion_lm.training.checkpoint import EMA, Checkpoint
+from diffusion_lm.training.curriculum import Curriculum, CurriculumConfig, Stage
 from diffusion_lm.training.learner import Callback, Learner, TrainConfig, lr_factor, make_optimizers
+from diffusion_lm.training.recipe import load_config
+from diffusion_lm.weights import load_weights
 
 SPECIALS = (0, 1, 2, 3, 4)
 REFERENCE = Path(__file__).resolve().parents[1]/"checkpoints"/"sotu-4m"

@@ -1,11 +1,13 @@
 """Any terminal, any encoding, or none: results arrive or one line says why not, and nothing ends in a traceback."""
-import io, json, os, subprocess, sys
-from pathlib import Path
+import io
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from conftest import posix
-from diffusion_lm import cli
 from diffusion_lm.cli import _json, _rows, _show, main
 
 SAMPLE = ["sample", "tiny", "--length", "8", "--steps", "2", "--device", "cpu"]

@@ -1,15 +1,26 @@
 """A run trains on what it was given: the same text however it comes, or a line that says what was left out; and it is scored on that text."""
-import bz2, contextlib, gzip, io, json, lzma, os, shutil, threading, zipfile
+import bz2
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import os
+import shutil
+import threading
+import zipfile
 from pathlib import Path
 
-import numpy as np, pytest, yaml
-from hypothesis import given, settings, strategies as st
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import posix, story
-from diffusion_lm.text import reading
 from diffusion_lm.core import UserError, rng
 from diffusion_lm.files import digest_of
-from diffusion_lm.text.corpus import DataConfig, lasting, load_corpus, load_data, near_duplicates, split
+from diffusion_lm.text import reading
+from diffusion_lm.text.corpus import lasting, load_corpus, near_duplicates, split
 from diffusion_lm.text.reading import body, read_source, read_text
 
 BOOK = story(3, 1200)
@@ -401,7 +412,8 @@ cell = st.one_of(st.text(max_size=12), WORDS, st.none(), st.integers(), st.float
 rows = st.lists(st.dictionaries(st.sampled_from(["text", "id", "a b"]), cell, max_size=3), max_size=30)
 
 def parquet(rows):
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     f = io.BytesIO()
     try: pq.write_table(pa.Table.from_pylist(rows or [{"text": "a"}]), f)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError): return b"PAR1\0"

@@ -1,5 +1,10 @@
 """The wheel, outside the repository and without notebook tools: it has all that it needs, and `dlm demo` runs."""
-import json, os, shutil, subprocess, sys, zipfile
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,7 +33,7 @@ def wheel(tmp_path_factory):
 
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"diffusion_lm/{p.name}" for p in (ROOT/"diffusion_lm").glob("*.py")} <= set(names)
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT/"diffusion_lm").rglob("*.py")} <= set(names)
     for folder in ("recipes", "assets"): assert {f"diffusion_lm/{folder}/{p.name}" for p in (ROOT/"diffusion_lm"/folder).iterdir()} <= set(names)
     assert not [n for n in names if n.endswith((".ipynb", ".safetensors")) or n.startswith(("tests/", "bench/", "nbs/"))]
     assert any(n.endswith("entry_points.txt") for n in names)

@@ -7,7 +7,18 @@ __all__ = ['BadInput', 'read_export', 'load_runtime', 'board', 'power', 'availab
            'bench_device', 'device_lines', 'main']
 
 # %% ../../nbs/deploy/92_bench_device.ipynb #0003
-import argparse, contextlib, importlib.metadata, importlib.util, json, os, platform, re, statistics, sys, threading, time
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path

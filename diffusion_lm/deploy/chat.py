@@ -6,7 +6,8 @@
 __all__ = ['COMMANDS', 'Turn', 'Talk', 'Chat', 'load_talk', 'stack_text', 'stack_html', 'ChatWidget']
 
 # %% ../../nbs/deploy/94_chat.ipynb #0003
-import html, json
+import html
+import json
 from typing import NamedTuple
 
 import torch
@@ -15,13 +16,13 @@ from fastcore.basics import patch
 from ..core import UserError, autocast, unknown
 from ..files import owner, unknown_key
 from ..lm import _words
-from ..weights import read_weights, save_weights
-from ..sampling.policies import check_shape, make_policy
+from ..models.thought import Thoughts, between, newest_first
+from ..models.thought_model import fingerprint, revived
 from ..sampling.player import denoising_player
+from ..sampling.policies import check_shape, make_policy
 from ..sampling.repair import repair
 from ..sampling.sampler import denoise
-from ..models.thought_model import fingerprint, revived
-from ..models.thought import Thoughts, between, newest_first
+from ..weights import read_weights, save_weights
 
 # %% ../../nbs/deploy/94_chat.ipynb #0006
 class Turn(NamedTuple):

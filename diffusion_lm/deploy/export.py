@@ -8,25 +8,32 @@ __all__ = ['OPSET', 'Whole', 'Step', 'Passage', 'Write', 'check_opset', 'to_onnx
            'build_engine']
 
 # %% ../../nbs/deploy/90_export.ipynb #0003
-import contextlib, copy, json, logging, shlex, statistics, time, warnings
+import contextlib
+import copy
+import json
+import logging
+import shlex
+import statistics
+import time
+import warnings
 from dataclasses import asdict
 from importlib import metadata, resources
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 from torch import nn
 
 from .. import __version__
-from ..models.block import block_mask
 from ..core import UserError, rng, unknown
-from ..files import (
-    atomic, digest, digest_of, follow, owner, read_json, refill_folder, to_json, write_json)
 from ..evaluation.metrics import evaluate
+from ..files import atomic, digest, digest_of, follow, owner, read_json, refill_folder, to_json, write_json
+from ..models.block import block_mask
+from ..models.thought import Thoughts
+from ..models.thought_model import StackedDiffusionModel3D
 from ..models.transformer import BaselineDreamModel, State, n_params
 from ..sampling.player import trace
 from ..theory.schedule import per_token
-from ..models.thought_model import StackedDiffusionModel3D
-from ..models.thought import Thoughts
 
 # %% ../../nbs/deploy/90_export.ipynb #0006
 def _shares(m, ids):

@@ -9,7 +9,7 @@ __all__ = ['ORIN_MODES', 'ORIN_PER_CLOCK', 'BYTES', 'Op', 'forward_ops', 'forwar
 
 # %% ../../nbs/deploy/93_jetson.ipynb #0003
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from ..core import UserError, pick_device, unknown
 from ..files import read_json
@@ -55,8 +55,8 @@ class Device:
     flops: dict                     # dtype (fp32, fp16, int8) → operations a second in matrix products
     bandwidth: float                # bytes a second between memory and processor
     overhead: float                 # seconds to start an operation
-    memory: Optional[float] = None  # bytes that a model may take; None: not known
-    watts: Optional[float] = None   # that it draws at most
+    memory: float | None = None  # bytes that a model may take; None: not known
+    watts: float | None = None   # that it draws at most
 
 # %% ../../nbs/deploy/93_jetson.ipynb #000d
 ORIN_MODES = {"7W": (408, 2133, 7), "15W": (612, 2133, 15), "25W": (918, 3199, 25), "MAXN_SUPER": (1020, 3199, 25)} # GPU MHz, memory MHz, watts
@@ -120,7 +120,8 @@ def predict_presets(device, **kw): # as for predict
 def measure_device(device="auto", dtypes=("fp32",), block=1 << 28): # fp32, fp16; bytes of what is copied
     "A `Device` for a machine at hand, from a few seconds of measurement"
     import torch
-    from diffusion_lm.core import clock, matmul_peak # a storey above: only this function looks up
+
+    from diffusion_lm.core import clock, matmul_peak  # a storey above: only this function looks up
     dev, kinds = pick_device(device), {"fp32": torch.float32, "fp16": torch.float16}
     flops = {k: 1e9*matmul_peak(dev, kinds[k]) for k in dtypes}
     a, c = torch.ones(block//4, device=dev), ModelConfig(width=16, heads=1, layers=8, length=8)

@@ -9,7 +9,11 @@ __all__ = ['TIE', 'SAMPLERS', 'FORMAT', 'PROVIDERS', 'FAR', 'UserError', 'rng', 
            'Text', 'provider_list', 'tensorrt_options', 'Model', 'reader', 'generate', 'infill', 'main']
 
 # %% ../../nbs/deploy/91_runtime.ipynb #0003
-import argparse, hashlib, json, re, sys
+import argparse
+import hashlib
+import json
+import re
+import sys
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace

@@ -7,11 +7,13 @@ __all__ = ['LEVELS', 'BANDS', 'interval', 'Estimate', 'estimate_ratio', 'estimat
            'score_windows', 'evaluate', 'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
-import gzip, lzma, math
+import gzip
+import lzma
+import math
 from dataclasses import asdict, dataclass
-from typing import Optional
 
-import numpy as np, torch
+import numpy as np
+import torch
 from scipy.special import stdtrit
 
 from ..core import UserError, autocast, rng
@@ -28,8 +30,8 @@ def interval(low, high, f=".3f"): # of an Estimate, how to write them
 class Estimate:
     "A figure with its 95 % interval"
     value: float
-    low: Optional[float]  # None where a single unit says nothing about others
-    high: Optional[float]
+    low: float | None  # None where a single unit says nothing about others
+    high: float | None
     n: int                # how many units the interval rests on
     unit: str             # "bits/byte", "nats/token", …
     kind: str             # "bound", "exact" or "mean"

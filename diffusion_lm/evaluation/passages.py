@@ -9,7 +9,8 @@ __all__ = ['MEMORY', 'stretches', 'score_passages', 'by_passage']
 import math
 from dataclasses import asdict
 
-import numpy as np, torch
+import numpy as np
+import torch
 
 from ..core import UserError, autocast, rng, unknown
 from .metrics import _pass, estimate_ratio

@@ -11,7 +11,8 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 
 from ..core import UserError
 from .metrics import estimate, estimate_ratio

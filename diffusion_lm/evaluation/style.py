@@ -8,7 +8,8 @@ __all__ = ['FUNCTION_WORDS', 'EDGES', 'MARKS', 'js_distance', 'sentence_counts',
            'style_table']
 
 # %% ../../nbs/evaluation/53_style.ipynb #0003
-import math, re
+import math
+import re
 from collections import Counter
 from dataclasses import asdict
 from hashlib import blake2b
@@ -17,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import UserError, rng
-from ..text.difficulty import _WORD, sentences, vectors, words
 from .metrics import Estimate, estimate_ratio, interval
+from ..text.difficulty import _WORD, sentences, vectors, words
 
 # %% ../../nbs/evaluation/53_style.ipynb #0005
 def _listed(texts, what="the texts"):

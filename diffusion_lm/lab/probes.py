@@ -6,7 +6,8 @@
 __all__ = ['thought_path', 'evolution', 'plot_evolution', 'linear_probe']
 
 # %% ../../nbs/lab/80_probes.ipynb #0003
-import numpy as np, torch
+import numpy as np
+import torch
 from torch.nn import functional as F
 
 from ..core import UserError

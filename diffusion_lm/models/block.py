@@ -6,9 +6,10 @@
 __all__ = ['BLOCK', 'block_mask', 'stream_mask', 'BlockDiffusionModel']
 
 # %% ../../nbs/models/33_block.ipynb #0003
-import torch
 from dataclasses import replace
 from functools import lru_cache
+
+import torch
 
 from ..core import UserError
 from .transformer import BaselineDreamModel

@@ -6,14 +6,15 @@
 __all__ = ['preset_table', 'make_model']
 
 # %% ../../nbs/models/35_make.ipynb #0003
-import torch
 from dataclasses import replace
+
+import torch
 from fastcore.basics import patch
 
 from ..core import unknown
 from .block import BlockDiffusionModel
 from .thought_model import StackedDiffusionModel3D
-from .transformer import BaselineDreamModel, ModelConfig, PRESETS, n_params
+from .transformer import PRESETS, BaselineDreamModel, ModelConfig, n_params
 
 # %% ../../nbs/models/35_make.ipynb #001a
 def preset_table():

@@ -9,7 +9,7 @@ __all__ = ['RETENTION', 'INITIAL', 'WRITER', 'LOSSES', 'ThoughtConfig', 'Thought
 # %% ../../nbs/models/31_thought.ipynb #0003
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class ThoughtConfig:
     motion: bool = True          # the reader sees how fast thoughts change, too
     writer: str = "masked"       # what training writes thoughts from: the masked pass, or a further one over the clean text
     looks: int = 2               # in how many of the blocks text looks at its thoughts
-    stretch: Optional[int] = 4   # windows of a document that training reads one after another, before it turns elsewhere; null: all
+    stretch: int | None = 4   # windows of a document that training reads one after another, before it turns elsewhere; null: all
     forget: float = .05          # share of passages that training reads with nothing remembered
     noise: float = 0.            # size of the noise that training adds to thoughts, where a thought has size 1
     typos: float = 0.            # share of the known tokens that training replaces by random ones (then the loss is no bound)

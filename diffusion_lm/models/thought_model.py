@@ -7,8 +7,9 @@ __all__ = ['PASSAGE', 'Look', 'StackedDiffusionModel3D', 'ThoughtObjective', 'fi
            'load_thoughts']
 
 # %% ../../nbs/models/34_thought_model.ipynb #0003
-import torch
 from dataclasses import replace
+
+import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
@@ -16,8 +17,17 @@ from torch.nn import functional as F
 from ..core import UserError, rng
 from ..files import digest_of
 from .layers import RMSNorm, rope, rope_table
-from .thought import (
-    Reader, ThoughtConfig, ThoughtLosses, Thoughts, Writer, newest_first, no_thoughts, push, renew)
+from diffusion_lm.models.thought import (
+    Reader,
+    ThoughtConfig,
+    ThoughtLosses,
+    Thoughts,
+    Writer,
+    newest_first,
+    no_thoughts,
+    push,
+    renew,
+)
 from .transformer import BaselineDreamModel
 from ..theory.objective import NoiseConfig, Objective, real_keys, token_nll
 from ..weights import load_weights, save_weights

@@ -6,9 +6,10 @@
 __all__ = ['PRESETS', 'ModelConfig', 'State', 'neighbours', 'BaselineDreamModel', 'n_params', 'randomize_']
 
 # %% ../../nbs/models/32_transformer.ipynb #0003
-import torch
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Optional
+from typing import NamedTuple
+
+import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -27,15 +28,15 @@ PRESETS = { # width, heads, layers, length
 class ModelConfig:
     "The `model:` section of a recipe"
     preset: str = "tiny"                 # tiny, small, medium, large, xlarge, xxlarge, tdlm, dream or 1b
-    width: Optional[int] = None          # size of the hidden states; the preset's if not given
-    heads: Optional[int] = None          # attention heads
-    layers: Optional[int] = None         # blocks
-    length: Optional[int] = None         # context, in tokens
+    width: int | None = None          # size of the hidden states; the preset's if not given
+    heads: int | None = None          # attention heads
+    layers: int | None = None         # blocks
+    length: int | None = None         # context, in tokens
     dropout: float = 0.                  # on what attention and feed-forward add
     time_conditioning: bool = False      # tell the network the time (masked diffusion does not need it)
     neighbours: bool = True              # attention heads begin by looking at the tokens next to theirs
-    block: Optional[int] = None          # tokens in a block, of objective block (16 if not given), or in a passage of a model with thoughts (64)
-    thought: Optional[ThoughtConfig] = None # a stack of thoughts, instead of the clean text, connects the blocks
+    block: int | None = None          # tokens in a block, of objective block (16 if not given), or in a passage of a model with thoughts (64)
+    thought: ThoughtConfig | None = None # a stack of thoughts, instead of the clean text, connects the blocks
 
     def __post_init__(self):
         if isinstance(self.thought, dict): self.thought = ThoughtConfig(**self.thought) # from YAML
@@ -56,7 +57,7 @@ class ModelConfig:
 # %% ../../nbs/models/32_transformer.ipynb #000a
 class State(NamedTuple):
     "What a model hands on from one call to the next"
-    cache: Optional[list] = None  # keys and values of each layer, two (b,s,h,d/h) each
+    cache: list | None = None  # keys and values of each layer, two (b,s,h,d/h) each
     thoughts: object = None       # of `StackedDiffusionModel3D`
     latent: object = None         # of models that carry their last hidden state along
 

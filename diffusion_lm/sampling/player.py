@@ -6,8 +6,11 @@
 __all__ = ['trace', 'denoising_player', 'denoising_page']
 
 # %% ../../nbs/sampling/43_player.ipynb #0003
-import html, json, torch
+import html
+import json
 from importlib import resources
+
+import torch
 
 from ..core import UserError
 from ..files import write_text

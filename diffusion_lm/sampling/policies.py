@@ -11,7 +11,8 @@ __all__ = ['SAMPLERS', 'draw', 'reshape', 'check_shape', 'Step', 'Policy', 'Ance
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import numpy as np, torch
+import numpy as np
+import torch
 from torch.nn import functional as F
 
 from ..core import UserError, unknown

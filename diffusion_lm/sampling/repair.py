@@ -6,8 +6,9 @@
 __all__ = ['doubts', 'repair']
 
 # %% ../../nbs/sampling/42_repair.ipynb #0003
-import torch
 from itertools import product
+
+import torch
 
 from ..core import UserError
 from .sampler import _route, sample

@@ -6,11 +6,12 @@
 __all__ = ['CACHES', 'Frame', 'denoise', 'sample', 'cache_drift']
 
 # %% ../../nbs/sampling/41_sampler.ipynb #0003
-import torch
-import numpy as np
 from functools import partial
 from itertools import count
 from typing import NamedTuple
+
+import numpy as np
+import torch
 from torch.nn import functional as F
 
 from ..core import UserError, rng, unknown

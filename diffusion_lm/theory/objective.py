@@ -6,8 +6,9 @@
 __all__ = ['OBJECTIVES', 'token_nll', 'hidden', 'masked_nll', 'ar_nll', 'real_keys', 'NoiseConfig', 'Objective']
 
 # %% ../../nbs/theory/23_objective.ipynb #0003
-import torch
 from dataclasses import dataclass
+
+import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint

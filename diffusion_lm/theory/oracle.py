@@ -6,9 +6,10 @@
 __all__ = ['ToyLanguage']
 
 # %% ../../nbs/theory/22_oracle.ipynb #0003
-import torch
-import numpy as np
 from itertools import product
+
+import numpy as np
+import torch
 from torch import nn
 from torch.nn import functional as F
 

@@ -8,10 +8,11 @@ __all__ = ['SCHEDULES', 'GRIDS', 'Schedule', 'make_schedule', 'mask_random', 'ma
 
 # %% ../../nbs/theory/20_schedule.ipynb #0003
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
-import numpy as np, torch
+import numpy as np
+import torch
 
 from ..core import UserError, unknown
 

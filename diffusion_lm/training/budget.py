@@ -6,9 +6,11 @@
 __all__ = ['limit_steps', 'fit_micro_batch']
 
 # %% ../../nbs/training/71_budget.ipynb #0003
-import time, torch
-import numpy as np
+import time
 from dataclasses import replace
+
+import numpy as np
+import torch
 
 from ..core import UserError, autocast
 

@@ -7,18 +7,20 @@ __all__ = ['PROGRESS', 'progress', 'Log', 'Validate', 'SampleConfig', 'sample_re
            'Awaken']
 
 # %% ../../nbs/training/73_callbacks.ipynb #0003
-import os, sys
+import os
+import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from ..core import UserError, rng, unknown
+from ..evaluation.metrics import evaluate
 from ..files import append_jsonl
 from ..lm import DiffusionLM
-from ..evaluation.metrics import evaluate
 from .learner import Callback
 
 # %% ../../nbs/training/73_callbacks.ipynb #0008

@@ -6,10 +6,18 @@
 __all__ = ['CHECKPOINT', 'EMA', 'Checkpoint', 'steps_of']
 
 # %% ../../nbs/training/72_checkpoint.ipynb #0003
-import re, torch
+import re
 from pathlib import Path
+
+import torch
 from fastcore.basics import patch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..core import UserError

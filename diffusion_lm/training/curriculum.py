@@ -7,20 +7,30 @@ __all__ = ['LEAST', 'READS', 'MASKINGS', 'roles', 'linked', 'Book', 'measure', '
            'make_stages', 'Curriculum', 'stage_table', 'plot_scores', 'inspect_book']
 
 # %% ../../nbs/training/75_curriculum.ipynb #0003
-import html, math, re
+import html
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core import UserError, rng, unknown
 from ..files import atomic, cache_dir, digest_of, write_json, write_text
 from ..text.corpus import SIDES
+from diffusion_lm.text.difficulty import (
+    DifficultyConfig,
+    _encoder,
+    _need,
+    _parser,
+    difficulty,
+    paragraphs,
+    sentences,
+    words,
+)
 from ..text.store import Loader
-from ..text.difficulty import (
-    DifficultyConfig, _encoder, _need, _parser, difficulty, paragraphs, sentences, words)
 from .learner import Callback
 
 # %% ../../nbs/training/75_curriculum.ipynb #0006
@@ -134,8 +144,8 @@ class CurriculumConfig:
     low: list[float] = field(default_factory=lambda: [.75, .4, .1, 0.])       # smallest masked share
     high: list[float] = field(default_factory=lambda: [.9, .6, .3, 1.])       # largest masked share
     shares: list[float] = field(default_factory=lambda: [.2, .2, .2, .4])     # share of the steps
-    epochs: Optional[list[float]] = None # instead: how often a stage reads what it reads; the last goes on to the end
-    patience: Optional[int] = None       # leave a stage after so many eighths of it without a fall of the loss by 1 %
+    epochs: list[float] | None = None # instead: how often a stage reads what it reads; the last goes on to the end
+    patience: int | None = None       # leave a stage after so many eighths of it without a fall of the loss by 1 %
     masking: str = "random"              # within the range: random, linear (from high to low) or adaptive (the top rises while the loss falls)
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
 

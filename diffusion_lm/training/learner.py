@@ -6,10 +6,17 @@
 __all__ = ['TrainConfig', 'Muon', 'make_optimizers', 'lr_factor', 'Callback', 'Diverged', 'Learner']
 
 # %% ../../nbs/training/70_learner.ipynb #0003
-import contextlib, math, signal, sys, time, torch, warnings
+import contextlib
+import math
+import signal
+import sys
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Optional, Union
+from typing import Literal
+
+import torch
 from fastcore.basics import patch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -22,12 +29,12 @@ from ..core import UserError, autocast, has_bf16, pick_device, pick_dtype, unkno
 class TrainConfig:
     "The `trainer:` section of a recipe"
     steps: int = 2000                # optimizer steps of the whole run; they fix the learning-rate schedule
-    minutes: Optional[float] = None  # lower `steps` to what this machine can do in so many minutes (measured at the start)
-    stop_at: Optional[int] = None    # end at this step, to be resumed later
+    minutes: float | None = None  # lower `steps` to what this machine can do in so many minutes (measured at the start)
+    stop_at: int | None = None    # end at this step, to be resumed later
     batch: int = 32                  # sequences in a step, over all processes and micro-batches
-    micro_batch: Union[int, Literal["auto"], None] = None # sequences at a time on one device: a number, auto (what fits), or null for all
+    micro_batch: int | Literal["auto"] | None = None # sequences at a time on one device: a number, auto (what fits), or null for all
     checkpointing: bool = False      # recompute the blocks in the backward pass: much less memory, a third more time
-    compile: Optional[bool] = None   # torch.compile the blocks in training; null: if the run is long enough to repay it
+    compile: bool | None = None   # torch.compile the blocks in training; null: if the run is long enough to repay it
     optimizer: str = "muon"          # muon (for hidden matrices, AdamW for the rest) or adamw
     lr: float = 3e-3                 # highest learning rate
     lr_schedule: str = "wsd"         # wsd (warmup, stable, decay) or cosine
@@ -38,17 +45,17 @@ class TrainConfig:
     label_smoothing: float = 0.      # share of each target that goes to all tokens alike (then the loss is no bound)
     ema: float = 0.                  # average of the weights with this decay a step; 0 for none
     max_skips: int = 10              # end after so many steps in a row whose loss or gradient is not finite
-    early_stop: Optional[int] = None # end after so many evaluations without a better one
+    early_stop: int | None = None # end after so many evaluations without a better one
     best: bool = False               # the weights to use are those of the best evaluation, not the last
     log_every: int = 10              # steps between lines of the log
     eval_every: int = 250            # steps between evaluations on the validation side
     eval_tokens: int = 16384         # tokens of the validation side to score each time
     test_draws: int = 4              # passes over the test side at the end (more: less Monte-Carlo error)
-    test_tokens: Optional[int] = None # score at most so many tokens of the test side
+    test_tokens: int | None = None # score at most so many tokens of the test side
     sample_every: int = 500          # steps between samples
     save_every: int = 500            # steps between checkpoints
     keep: int = 2                    # checkpoints to keep, beside the best
-    tracker: Optional[str] = None    # send the log to tensorboard or wandb too
+    tracker: str | None = None    # send the log to tensorboard or wandb too
     device: str = "auto"             # auto, cpu, cuda, mps
     dtype: str = "auto"              # of matrix products: auto, float32, bfloat16, float16
 

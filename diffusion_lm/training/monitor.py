@@ -7,21 +7,23 @@ __all__ = ['layer_groups', 'Norms', 'effectiveness', 'essential', 'watch_attenti
            'advanced', 'MonitorConfig', 'Monitor', 'plot_norms', 'plot_monitor']
 
 # %% ../../nbs/training/74_monitor.ipynb #0003
-import contextlib, inspect, math
+import contextlib
+import inspect
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
-import numpy as np, torch
+import numpy as np
+import torch
 from torch import nn
 
 from ..core import UserError, autocast, rng
-from ..files import atomic, read_jsonl
-from ..text.store import eval_windows
-from ..models.layers import Attention, rope
 from ..evaluation.metrics import LEVELS, by_level, score_windows
-from ..theory.objective import hidden, masked_nll
+from ..files import atomic, read_jsonl
+from ..models.layers import Attention, rope
 from ..sampling.sampler import denoise
+from ..text.store import eval_windows
+from ..theory.objective import hidden, masked_nll
 from ..theory.schedule import mask_share, stratified_times
 from .learner import Callback
 
@@ -224,10 +226,10 @@ def advanced(model, x,     # windows (b,l)
 @dataclass
 class MonitorConfig:
     "The `monitor:` section of a recipe: steps between measurements of each kind"
-    norms: Optional[int] = None     # gradient, weights and update of each layer group; never if not given
-    essential: Optional[int] = None # accuracy by corruption level, effectiveness of the weighting
-    important: Optional[int] = None # attention entropy and self share, confidence
-    advanced: Optional[int] = None  # schedule optimality, token-frequency bias, denoising convergence
+    norms: int | None = None     # gradient, weights and update of each layer group; never if not given
+    essential: int | None = None # accuracy by corruption level, effectiveness of the weighting
+    important: int | None = None # attention entropy and self share, confidence
+    advanced: int | None = None  # schedule optimality, token-frequency bias, denoising convergence
 
     def check(self):
         "Raise `UserError` for intervals that cannot be"

@@ -7,11 +7,15 @@ __all__ = ['SECTIONS', 'InitConfig', 'RunConfig', 'load_config', 'build', 'wants
            'tokenizer_of', 'idle']
 
 # %% ../../nbs/training/76_recipe.ipynb #0003
-import re, shutil, torch, yaml
+import re
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Optional, Union
+
+import torch
+import yaml
 
 from ..core import UserError, pick_device, pick_dtype, seed_everything
 from ..files import check_keys, digest, find_run, read_yaml, runs_dir, write_text
@@ -36,7 +40,7 @@ from ..weights import load_weights
 class InitConfig:
     "The run whose weights a new run begins with"
     run: str                      # its name, its folder or its weights file
-    digest: Optional[str] = None  # of the file of its weights, written down at the start
+    digest: str | None = None  # of the file of its weights, written down at the start
 
 @dataclass
 class RunConfig:
@@ -49,9 +53,9 @@ class RunConfig:
     trainer: TrainConfig = field(default_factory=TrainConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    curriculum: Optional[CurriculumConfig] = None # what is read and masked, stage by stage; none: the running text under all masks
+    curriculum: CurriculumConfig | None = None # what is read and masked, stage by stage; none: the running text under all masks
     seed: int = 0
-    init: Union[str, InitConfig, None] = None # begin with the weights of this run
+    init: str | InitConfig | None = None # begin with the weights of this run
 
     def __post_init__(self):
         if isinstance(self.init, str): self.init = InitConfig(self.init)

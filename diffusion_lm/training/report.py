@@ -6,9 +6,12 @@
 __all__ = ['text_of', 'test_figures', 'style_figures', 'plot_loss', 'figures_table', 'report']
 
 # %% ../../nbs/training/77_report.ipynb #0003
-import sys, time, torch
-import numpy as np
+import sys
+import time
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from ..core import UserError
 from ..evaluation.metrics import Estimate, evaluate, interval, yardsticks
@@ -52,8 +55,8 @@ def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float3
 
 def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run; reference: its own book if not given
     "`style_report` of some texts, or of `n` written as `cfg.samples` says, with the first of them"
-    from diffusion_lm.text.difficulty import _need
     from diffusion_lm.evaluation.style import style_report
+    from diffusion_lm.text.difficulty import _need
     _need("pysbd") # before minutes go into texts
     corpus, store, note = text_of(cfg, lm.tokenizer, lm.folder)
     if note: print(note, file=sys.stderr)

@@ -6,29 +6,55 @@
 __all__ = ['claim', 'train', 'finish']
 
 # %% ../../nbs/training/78_run.ipynb #0003
-import os, re, sys, torch, yaml
-import numpy as np
+import os
+import re
+import sys
 from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+import yaml
 
 from .. import __version__
 from ..core import UserError, describe_machine, keep_memory, peak_memory, pick_device, unknown
 from ..evaluation.metrics import Estimate, yardsticks
-from ..files import (
-    append_jsonl, follow, list_runs, owner, read_jsonl, remove_files, run_path, settle, sweep, trim_jsonl,
-    write_json, write_text)
+from diffusion_lm.files import (
+    append_jsonl,
+    follow,
+    list_runs,
+    owner,
+    read_jsonl,
+    remove_files,
+    run_path,
+    settle,
+    sweep,
+    trim_jsonl,
+    write_json,
+    write_text,
+)
 from ..lm import DiffusionLM
 from ..models.transformer import n_params
 from ..text.corpus import lasting
 from ..text.store import Loader, prepare
 from .budget import fit_micro_batch, limit_steps
 from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Validate, sample_records
-from .checkpoint import CHECKPOINT, Checkpoint, EMA, steps_of
+from .checkpoint import CHECKPOINT, EMA, Checkpoint, steps_of
 from .curriculum import Curriculum
 from .learner import Diverged, Learner
 from .monitor import Monitor, Norms, plot_monitor, plot_norms
 from diffusion_lm.training.recipe import (
-    InitConfig, _begin, _check, _moved, _same_run, build, idle, load_config, stages_of, tokenizer_of,
-    wants_compile)
+    InitConfig,
+    _begin,
+    _check,
+    _moved,
+    _same_run,
+    build,
+    idle,
+    load_config,
+    stages_of,
+    tokenizer_of,
+    wants_compile,
+)
 from .report import plot_loss, report, test_figures
 from ..weights import load_weights, save_weights
 

@@ -7,7 +7,17 @@
 Everything goes through the command line, which outlasts the code behind it. Ten minutes on two cores.
 Losses, scores and texts are the same to the last bit on one machine; on another, sums differ in their
 last digits, so numbers are compared to five digits there and a text may differ where two tokens are as likely."""
-import argparse, contextlib, io, json, math, os, platform, runpy, subprocess, sys, tempfile
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import platform
+import runpy
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
