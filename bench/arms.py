@@ -19,8 +19,8 @@ def stepper(o, batch, more=(), dtype=torch.float32): # an `Objective`, its batch
     "A training step, with an optimizer of its own"
     opts, held = make_optimizers(o.model, TrainConfig(lr=1e-4)), [None]
     def step():
-        with autocast(batch[0].device, dtype): out = o(*batch, *more[:2], held[0]) if o.carries else o(*batch)
-        loss, held[0] = out if o.carries else (out, None)
+        with autocast(batch[0].device, dtype): out = o(*batch, *more[:2], held[0]) if o.stateful else o(*batch)
+        loss, held[0] = out if o.stateful else (out, None)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(o.model.parameters(), 1.)
         for p in opts: p.step(); p.zero_grad()

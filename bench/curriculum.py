@@ -83,7 +83,7 @@ def held_out(lm, store, sides=("validation", "test")):
     nats, size, error = [], [], []
     for side in sides:
         docs = store.documents(side)
-        x, _ = eval_windows(np.asarray(store.side(side), np.int64), docs - docs[0], lm.model.config.length, lm.model.pad)
+        x, _ = eval_windows(np.asarray(store.split(side), np.int64), docs - docs[0], lm.model.config.length, lm.model.pad)
         scores = score_windows(lm.model, x, DRAWS)[0].sum(1)
         nats.append(scores.mean(-1)); error.append(scores.std(-1, ddof=1)/DRAWS**.5); size.append(lm.tokenizer.n_bytes[x.numpy()].sum(1))
     return {"nats": np.concatenate(nats).round(2).tolist(), "bytes": np.concatenate(size).tolist(), "error": float(np.square(np.concatenate(error)).sum()**.5)}

@@ -85,8 +85,8 @@ def quality(run, folder, tokens, draws):
     lm = DiffusionLM.from_run(run, device="cpu")
     store = store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
     bounds = store.documents("test"); bounds = [int(b - bounds[0]) for b in bounds]
-    score = store.side("test")[:tokens], [b for b in bounds if b < tokens] + [min(tokens, bounds[-1])]
-    windows = eval_windows(store.side("validation"), store.documents("validation") - store.documents("validation")[0], lm.length, lm.model.pad)[0][:64]
+    score = store.split("test")[:tokens], [b for b in bounds if b < tokens] + [min(tokens, bounds[-1])]
+    windows = eval_windows(store.split("validation"), store.documents("validation") - store.documents("validation")[0], lm.length, lm.model.pad)[0][:64]
     a = export_lm(lm, folder/"dynamic", fp16=True, int8=True, score=score, draws=draws, say=say)
     b = export_lm(lm, folder/"static", int8=True, static=windows, score=score, draws=draws, say=say)
     bits = a["bits_per_byte"] | {"int8 static": b["bits_per_byte"]["int8"]}

@@ -65,7 +65,7 @@ def judged(lm, ids, judge):
 
 def held_out(lm, run, n, length):
     "Windows (n,length) of the run's own test text, spread evenly"
-    x = np.asarray(store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer).side("test"))
+    x = np.asarray(store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer).split("test"))
     x = x[x != lm.tokenizer.eos]
     return [x[i:i + length].tolist() for i in np.linspace(0, len(x) - length, n).astype(int)]
 

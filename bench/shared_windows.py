@@ -43,7 +43,7 @@ def main(run, draws=8):
     one_core()
     lm = DiffusionLM.from_run(run, device="cpu")
     store = store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
-    tokens, offsets = np.asarray(store.side("test"), np.int64), store.documents("test")
+    tokens, offsets = np.asarray(store.split("test"), np.int64), store.documents("test")
     offsets = offsets - offsets[0]
     size = np.array([lm.tokenizer.n_bytes[tokens[a:b]].sum() for a, b in zip(offsets, offsets[1:])], float)
     shared = by_document(lm, *eval_windows(tokens, offsets, lm.length, lm.model.pad), draws)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from arms import configuration as recipe_with
 from arms import one_core, serve, stepper
 from diffusion_lm.core import UserError, interleaved, rng
-from diffusion_lm.evaluation.passages import MEMORY, by_passage, stretches
+from diffusion_lm.evaluation.passages import MEMORY, by_passage, segments
 from diffusion_lm.files import append_jsonl, find_run, read_json, read_jsonl, runs_dir, write_json
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.models.make import make_model
@@ -35,7 +35,7 @@ from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtOb
 from diffusion_lm.models.transformer import ModelConfig, n_params
 from diffusion_lm.text.store import store_of
 from diffusion_lm.theory.objective import Objective, real_keys, token_nll
-from diffusion_lm.theory.schedule import mask_share
+from diffusion_lm.theory.schedule import mask_exact
 from diffusion_lm.training.recipe import build, load_config
 from diffusion_lm.training.run import train
 from diffusion_lm.weights import load_weights
@@ -48,7 +48,7 @@ LABEL = 12 # room for year and president
 
 class Labelled(Objective):
     "A baseline that sees a label of the document, clean, before each passage"
-    carries, layout, stretch = True, "streams", 1 # it has to be told the document; each window is from another place
+    stateful, layout, segment = True, "streams", 1 # it has to be told the document; each window is from another place
     def __init__(self, model, labels): # tokens of each document (docs,LABEL)
         super().__init__(model)
         self.register_buffer("labels", labels, persistent=False)
@@ -91,8 +91,8 @@ ABLATIONS = {
     "clean-writer": T(writer="clean"), "importance": T(retention="importance"),
     **{f"loss-{k}": T(**{f"losses_{k}": v}) for k, v in dict(next=.1, reconstruction=.1, contrastive=.1, consistency=.1, diversity=.01, sparsity=.01).items()},
     "one-look": T(looks=1), "no-scales": T(scales="false"), "no-motion": T(motion="false"), "depth-1": T(depth=1), "one-cell": T(dims="[1]", channels=1024),
-    "eight-passages": ("thought", SHAPE | {"model.length": 8*PASSAGE, "trainer.batch": TOKENS//(8*PASSAGE), "model.thought.stretch": 2}),
-    "whole-documents": T(stretch="null"), "loophole": T(loophole=.5)}
+    "eight-passages": ("thought", SHAPE | {"model.length": 8*PASSAGE, "trainer.batch": TOKENS//(8*PASSAGE), "model.thought.segment": 2}),
+    "whole-documents": T(segment="null"), "loophole": T(loophole=.5)}
 
 def configuration(kind, seed=0, steps=1):
     recipe, options = (MAIN | REMEDIES | UPON | ABLATIONS)[kind]
@@ -112,7 +112,7 @@ def costs(*kinds, rounds=15):
         o.awake = kind != "asleep"
         n = o.times(l)*b
         t = ((torch.randperm(n, generator=g) + .5)/n).view(b, -1)
-        steps[kind], size[kind] = stepper(o, (x, t, u), (torch.zeros(b, dtype=torch.bool), torch.arange(b) % 9, None) if o.carries else ()), n_params(model)
+        steps[kind], size[kind] = stepper(o, (x, t, u), (torch.zeros(b, dtype=torch.bool), torch.arange(b) % 9, None) if o.stateful else ()), n_params(model)
     seconds = interleaved(steps, rounds, few=() if kinds else set(steps) - {*MAIN, "asleep"})
     print({k: f"{n/size['thoughts']:.3f}" for k, n in size.items()})
     known = read_json(COSTS) if kinds else {}
@@ -156,7 +156,7 @@ def train_arm(name, kind, seed, steps):
     docs = store.documents("test")
     prefix = labels(lm.tokenizer, store)[np.searchsorted(store.offsets, docs[:-1])] if kind == "metadata" else None
     memories = MEMORY if getattr(lm.model, "thought", None) else ("carried",)
-    scores = {m: by_passage(lm.model, lm.tokenizer, store.side("test"), docs, size=PASSAGE, memory=m, prefix=prefix) for m in memories}
+    scores = {m: by_passage(lm.model, lm.tokenizer, store.split("test"), docs, size=PASSAGE, memory=m, prefix=prefix) for m in memories}
     append_jsonl(RECORDS, {"name": name, "kind": kind, "seed": seed, "short": "-short-" in name, "steps": steps, "parameters": s["parameters"], "cpu_seconds": s["cpu_seconds"], "machine": s["machine"], "scores": scores})
 
 STEPS, TEMPERATURES = (16, 32, 64, 128), (.5, .65, .8, 1.) # texts of the same entropy are found between two temperatures
@@ -179,14 +179,14 @@ def steps_of_denoising(*runs):
 
 def hide(g, share, shape):
     "Which tokens (rows,l) a draw of `g` hides at shares (rows,), and the weight (rows,l) of each in the bound"
-    masked, n, real = mask_share(torch.from_numpy(share).float()[:, None], torch.from_numpy(g.random(shape, dtype=np.float32)), torch.ones(shape, dtype=torch.bool))
+    masked, n, real = mask_exact(torch.from_numpy(share).float()[:, None], torch.from_numpy(g.random(shape, dtype=np.float32)), torch.ones(shape, dtype=torch.bool))
     return masked, (real/n).double().expand(shape)
 
 @torch.no_grad()
 def boosted(lm, store, side, past, alphas, draws=2, most=60_000):
     "Nats and bytes of each document (docs,alphas) and (docs,): the score of word v is raised by alpha·log((c+u)/2u), c its share of the passages before, u of all text"
     tok, model, docs = lm.tokenizer, lm.model, store.documents(side)
-    u = torch.from_numpy(np.bincount(store.side("train"), minlength=len(tok)) + .5)
+    u = torch.from_numpy(np.bincount(store.split("train"), minlength=len(tok)) + .5)
     u, nats, size = u/u.sum(), [], []
     for a, b in zip(docs[:-1], docs[1:]):
         text = np.asarray(store.tokens[a:min(b, docs[0] + most)], np.int64)
@@ -251,7 +251,7 @@ def probe(run):
     tok, store = lm.tokenizer, store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
     o, names, rows, docs = store.offsets, store.names(), [], []
     for d in range(len(names)): # some whole stretches of each document, evenly spread over it
-        x, _ = stretches(store.tokens[o[d]:o[d + 1]], [0, int(o[d + 1] - o[d])], PASSAGE, 8, tok.pad)
+        x, _ = segments(store.tokens[o[d]:o[d + 1]], [0, int(o[d + 1] - o[d])], PASSAGE, 8, tok.pad)
         x = x[(x != tok.pad).all(1)]
         keep = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), 4)).round().astype(int))] if len(x) else x
         rows.append(keep); docs += [d]*len(keep)

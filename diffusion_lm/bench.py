@@ -67,18 +67,18 @@ class XTransformer(nn.Module):
         layers = x.Encoder(dim=c.width, depth=c.layers, heads=c.heads, attn_dim_head=c.width//c.heads, attn_flash=True, rotary_pos_emb=True, verbose=False,
                            use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=8/3, attn_dropout=c.dropout, ff_dropout=c.dropout, **more)
         self.net = x.TransformerWrapper(num_tokens=vocab_size, max_seq_len=c.length, use_abs_pos_emb=False, tie_embedding=True, attn_layers=layers)
-        self.register_buffer("never", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
-        self.never[list(self.specials[:3])] = True
+        self.register_buffer("banned", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
+        self.banned[list(self.specials[:3])] = True
 
     @property
     def embed(self): return self.net.token_emb.emb
     def features(self, x, t=None, *, mask=None, **kw): return self.net(x, mask=mask, return_embeddings=True), None
-    def head(self, h): return self.net.to_logits(h).masked_fill(self.never, -torch.inf)
+    def head(self, h): return self.net.to_logits(h).masked_fill(self.banned, -torch.inf)
     def forward(self, x, t=None, **kw): return self.head(self.features(x, t, **kw)[0])
 
 class XObjective(nn.Module):
     "x-transformers' own loss, which draws its own times and masks"
-    name, is_bound, layout, stretch = "x-transformers", False, "packed", None
+    name, is_bound, layout, segment = "x-transformers", False, "packed", None
     def __init__(self, model):
         super().__init__()
         self.model = model

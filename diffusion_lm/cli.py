@@ -203,7 +203,7 @@ def prepare_command(args):
     "dlm prepare"
     from dataclasses import replace
 
-    from diffusion_lm.text.corpus import SIDES
+    from diffusion_lm.text.corpus import SPLITS
     from diffusion_lm.text.store import prepare
     from diffusion_lm.training.curriculum import CurriculumConfig, inspect_book, stage_table
     from diffusion_lm.training.recipe import stages_of, tokenizer_of
@@ -212,7 +212,7 @@ def prepare_command(args):
     cfg = replace(cfg, model=cfg.model.resolve(), curriculum=(cfg.curriculum or CurriculumConfig()).check())
     corpus, tok, store = prepare(cfg.data, tokenizer_of(cfg), whose="the run of this recipe")
     for n in corpus.notes: print(n, file=sys.stderr)
-    out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.side(s)) for s in SIDES}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name, "fingerprint": corpus.fingerprint, "notes": list(corpus.notes)}
+    out = {"data": cfg.data.path, "documents": len(corpus), "vocabulary": len(tok), "tokens": {s: len(store.split(s)) for s in SPLITS}, "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)), "store": store.path.name, "fingerprint": corpus.fingerprint, "notes": list(corpus.notes)}
     lines = [f"{corpus}: " + ", ".join(f"{s} {n:,}" for s, n in out["tokens"].items()) + f" tokens of {out['bytes_per_token']:.2f} bytes, vocabulary {len(tok):,}"]
     if o["inspect"]:
         if not cfg.curriculum.measures:
@@ -649,7 +649,7 @@ def _scored(o, lm):
         if o["static"]: raise
         return print(f"what the smaller graphs cost is not measured: {e}", file=sys.stderr), None
     if note: print(note, file=sys.stderr)
-    size, side = lm.length, lambda name: (store.side(name), store.documents(name))
+    size, side = lm.length, lambda name: (store.split(name), store.documents(name))
     tokens, bounds = side("test")
     tokens, bounds = tokens[:o["max_tokens"]], [b - bounds[0] for b in bounds if b - bounds[0] < o["max_tokens"]]
     windows = eval_windows(*side("validation"), size, lm.model.pad)[0][:64] if o["static"] else None

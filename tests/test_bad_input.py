@@ -173,7 +173,7 @@ BAD_VALUES = [ # .nan and .inf are YAML's, and the command line's, way to write 
     ("trainer.keep", 0), ("trainer.eval_tokens", 0), ("trainer.test_draws", 0), ("trainer.test_tokens", 0),
     ("noise.power", 0), ("noise.power", ".nan"), ("noise.power", ".inf"), ("noise.low", ".nan"), ("noise.low", .9), ("noise.high", 2), ("noise.blocks", 0), ("noise.blocks", 5), ("model.block", 0), ("model.block", -2), ("model.block", 7),
     ("model.thought.dims", "[4, 0]"), ("model.thought.dims", "[]"), ("model.thought.channels", 0), ("model.thought.depth", 0), ("model.thought.depth", -3),
-    ("model.thought.looks", 0), ("model.thought.loophole", 1.5), ("model.thought.forget", 2), ("model.thought.noise", -1), ("model.thought.typos", 1.5), ("model.thought.stretch", 0), ("model.thought.ramp", 1.5),
+    ("model.thought.looks", 0), ("model.thought.loophole", 1.5), ("model.thought.forget", 2), ("model.thought.noise", -1), ("model.thought.typos", 1.5), ("model.thought.segment", 0), ("model.thought.ramp", 1.5),
     ("seed", -1), ("seed", 2**70),
     ("samples.steps", 0), ("samples.steps", -1), ("samples.steps", 10**9), ("samples.temperature", -1), ("samples.temperature", ".nan"), ("samples.temperature", ".inf"),
 ]

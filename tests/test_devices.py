@@ -25,7 +25,7 @@ from conftest import DLM, run_dlm
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, seed_everything
 from diffusion_lm.files import read_jsonl
-from diffusion_lm.models.layers import Block
+from diffusion_lm.models.layers import TransformerLayer
 from diffusion_lm.models.thought import ThoughtConfig
 from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
@@ -289,7 +289,7 @@ def test_commands_of_the_page():
         if launcher != "dlm":
             o = get_args_parser().parse_args(args) if launcher == "torchrun" else launch_command_parser().parse_args(args[1:])
             assert o.training_script == "dlm"
-            if launcher == "accelerate" and o.use_fsdp: assert (o.fsdp_version, o.fsdp_transformer_layer_cls_to_wrap) == ("2", Block.__name__)
+            if launcher == "accelerate" and o.use_fsdp: assert (o.fsdp_version, o.fsdp_transformer_layer_cls_to_wrap) == ("2", TransformerLayer.__name__)
             args = o.training_script_args
         assert args[0] == "train"
         parse_train(args[1:])[0].trainer.check()

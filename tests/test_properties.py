@@ -236,14 +236,14 @@ def test_times(batch, blocks, step):
     assert np.allclose(shifted, np.arange(n))
 
 @given(lengths, st.integers(1, 12), st.integers(1, 4), st.integers(0, 2), st.none() | st.integers(1, 4))
-def test_streams(docs, length, batch, epoch, stretch):
+def test_streams(docs, length, batch, epoch, segment):
     "Each row reads on where it stood, or begins a document or a stretch of one, and says so"
     store = ribbon(docs)
     segments = sum(-(-n//length) for n in docs)
     assume(segments >= batch and sum(docs) >= length)
-    loader = Loader(store, length, batch, seed=1, layout="streams", stretch=stretch)
+    loader = Loader(store, length, batch, seed=1, layout="streams", segment=segment)
     steps, bounds, seen = segments//batch, set(store.documents("train").tolist()), []
-    begins = {a for i, j in zip(store.offsets[1:], store.offsets[2:]) for a in range(i, j, length*stretch)} if stretch else bounds
+    begins = {a for i, j in zip(store.offsets[1:], store.offsets[2:]) for a in range(i, j, length*segment)} if segment else bounds
     rows = [[] for _ in range(batch)]
     for step in range(epoch*steps, (epoch + 1)*steps):
         b = loader.batch(step)
@@ -293,7 +293,7 @@ def test_store(tok, tmp_path_factory, n, seed):
     store = token_store(corpus(docs), tok, cache)
     want, names = dict(zip([d.name for d in docs], split(corpus(docs)))), store.names()
     k = 0
-    for i, side in enumerate(splits.SIDES):
+    for i, side in enumerate(splits.SPLITS):
         for a, b in zip(store.documents(side)[:-1], store.documents(side)[1:]):
             text = next(d.text for d in docs if d.name == names[k])
             assert store.tokens[b - 1] == tok.eos and tok.decode(store.tokens[a:b - 1]) == text

@@ -12,7 +12,7 @@ from diffusion_lm.core import rng, seed_everything
 from diffusion_lm.evaluation.metrics import by_level, evaluate, score_windows, yardsticks
 from diffusion_lm.files import read_json
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models.layers import Block, RMSNorm, SwiGLU, TimeEmbedding, rope_freq, rope_table
+from diffusion_lm.models.layers import TransformerLayer, RMSNorm, SwiGLU, TimeEmbedding, rope_freq, rope_table
 from diffusion_lm.models.thought import (
     Reader,
     ThoughtConfig,
@@ -288,7 +288,7 @@ def test_width_of_the_gated_layer():
 
 def test_a_timed_block_scales_shifts_and_gates():
     torch.manual_seed(0)
-    b, x, c = Block(16, 2, timed=True), torch.randn(2, 6, 16), torch.randn(2, 1, 16)
+    b, x, c = TransformerLayer(16, 2, timed=True), torch.randn(2, 6, 16), torch.randn(2, 1, 16)
     torch.nn.init.normal_(b.ada.weight); torch.nn.init.normal_(b.ada.bias)
     c1, s1, g1, c2, s2, g2 = b.ada(c).chunk(6, -1)
     y = x + (1 + g1)*b.attn(b.norm1(x)*(1 + c1) + s1)[0]
@@ -298,7 +298,7 @@ def test_dropout_drops_what_both_halves_add():
     torch.manual_seed(0)
     x = torch.randn(1, 400, 16)
     for part in ("attn", "ff"):
-        b = Block(16, 2, dropout=.25)
+        b = TransformerLayer(16, 2, dropout=.25)
         torch.nn.init.zeros_((b.ff.down if part == "attn" else b.attn.out).weight)
         added, whole = b(x)[0] - x, b.eval()(x)[0] - x
         dropped = added == 0
@@ -392,7 +392,7 @@ def test_typos_are_tokens_and_as_many_as_asked_for():
     m = stacked(typos=.3)
     x = torch.randint(5, 20, (200, 40), generator=torch.Generator().manual_seed(0)); x[:, 30:] = m.pad
     y = m._mistype(x)
-    assert (y[:, 30:] == m.pad).all() and not m.never[y[:, :30]].any()
+    assert (y[:, 30:] == m.pad).all() and not m.banned[y[:, :30]].any()
     assert abs(float((y != x)[:, :30].float().mean()) - .3*16/20) < .02 # of twenty tokens three may not occur, and one is the same
 
 def test_a_thought_knows_the_words_and_the_hidden_states():
@@ -400,7 +400,7 @@ def test_a_thought_knows_the_words_and_the_hidden_states():
     s, h = m.begin(3), torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     a, b, c = m.write(h, TEXT[:, :4], s), m.write(h, TEXT[:, 4:], s), m.write(h.flip(0), TEXT[:, :4], s)
     assert not torch.allclose(a.maps, b.maps, atol=1e-3) and not torch.allclose(a.maps, c.maps, atol=1e-3)
-    assert ThoughtObjective(stacked(stretch=7)).stretch == 7 and ThoughtObjective(stacked(stretch=None)).stretch is None
+    assert ThoughtObjective(stacked(segment=7)).segment == 7 and ThoughtObjective(stacked(segment=None)).segment is None
 
 def test_steering_goes_a_step_of_the_size_asked_for():
     m = stacked().eval()
@@ -439,7 +439,7 @@ def test_unigram_of_a_run(tiny_home, recipe):
     run = tiny_home/"checkpoints"/"tiny"
     cfg, s = load_config(run/"config.yaml"), read_json(run/"summary.json")
     _, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)), tiny_home/"data"/"cache")
-    test, counts = np.asarray(store.side("test")), np.bincount(store.side("train"), minlength=len(tok)) + .5
+    test, counts = np.asarray(store.split("test")), np.bincount(store.split("train"), minlength=len(tok)) + .5
     bits = -np.log2(counts[test]/counts.sum()).sum()
     assert math.isclose(s["yardsticks"]["unigram"], bits/len(tok.decode(test).encode()), rel_tol=1e-9)
     assert s["tokens_scored"] == len(test)
@@ -472,14 +472,14 @@ def test_reference_on_its_first_speech(reference):
     assert store.path.name == s["data"]["store"] == "tokens-4ca251ad871c6068"
     bounds = store.documents("test") - store.documents("test")[0]
     n = -(-int(bounds[1])//256) # windows that the document reaches into
-    x = torch.from_numpy(store.side("test")[:256*n].astype(np.int64)).view(n, 256)
+    x = torch.from_numpy(store.split("test")[:256*n].astype(np.int64)).view(n, 256)
     nats = score_windows(lm.model, x, draws=s["draws"])[0].mean(-1).ravel()[:bounds[1]].sum()
     assert len(bounds) - 1 == s["bits_per_byte"]["n"] == 10 and math.isclose(nats, s["by_document"]["nats"][0], rel_tol=1e-3)
 
 @pytest.mark.slow
 def test_reference_on_all_of_the_test_side(reference):
     lm, tok, store, s = reference
-    r = evaluate(lm.model, tok, store.side("test"), store.documents("test"), draws=s["draws"])
+    r = evaluate(lm.model, tok, store.split("test"), store.documents("test"), draws=s["draws"])
     assert abs(r["bits_per_byte"]["value"] - 1.363) < .01 # as the README says
     assert abs(r["bits_per_byte"]["value"] - s["bits_per_byte"]["value"]) < 2e-4 and r["tokens_scored"] == s["tokens_scored"]
 

@@ -75,7 +75,7 @@ class Passage(nn.Module):
         m = self.model
         h, _ = m.features(ids, (ids == m.mask).float().mean(1), memory=Thoughts(maps, age, filled, importance), latent=latent)
         logits = m.head(h.flatten(0, 1)[at])
-        return (logits, h) if m.carries else logits
+        return (logits, h) if m.stateful else logits
 
 class Write(nn.Module):
     "The stacks with a thought of a finished passage (b,l)"
@@ -151,7 +151,7 @@ def graphs(model):
     if kind_of(model) == "thought":
         x = {"ids": (ids[:, :size], ("batch", None))}
         s = {k: (v.clone(), ("batch", *[None]*(v.ndim - 1))) for k, v in model.begin(2)._asdict().items()}
-        more = {"latent": (torch.zeros(2, size, c.width), ("batch", None, None))} if model.carries else {}
+        more = {"latent": (torch.zeros(2, size, c.width), ("batch", None, None))} if model.stateful else {}
         return {"passage": (Passage(model), x | {"at": at} | s | more, ["logits", "hidden"][:1 + len(more)]), "write": (Write(model), x | s, [f"new_{k}" for k in s])}
     x = {"ids": (ids, ("batch", "length"))}
     out = {"model": (Whole(model), x | {"at": at}, ["logits"])}
@@ -215,7 +215,7 @@ class OnnxModel(nn.Module):
         super().__init__()
         self.model, self.sessions = model, sessions
         for k in ("config", "block", "causal", "pad", "mask", "bos", "specials", "vocab_size"): setattr(self, k, getattr(model, k))
-        self.thought, self.carries = getattr(model, "thought", None), getattr(model, "carries", False)
+        self.thought, self.stateful = getattr(model, "thought", None), getattr(model, "stateful", False)
 
     def run(self, graph, **inputs): return [torch.from_numpy(z) for z in self.sessions[graph].run(None, {k: np.ascontiguousarray(v) for k, v in inputs.items()})]
     def head(self, h): return h
@@ -225,7 +225,7 @@ class OnnxModel(nn.Module):
         (b, l), c, at = x.shape, self.config, torch.arange(x.numel())
         shaped = lambda z: z.view(b, l, -1)
         if memory is not None:
-            more = {"latent": torch.zeros(b, l, c.width) if latent is None else latent} if self.carries else {}
+            more = {"latent": torch.zeros(b, l, c.width) if latent is None else latent} if self.stateful else {}
             logits, *latent = self.run("passage", ids=x, at=at, **memory._asdict(), **more)
             return shaped(logits), State(thoughts=memory, latent=latent[0] if latent else None)
         if not self.block and not self.causal: return shaped(self.run("model", ids=x, at=at)[0]), State()
@@ -333,7 +333,7 @@ def export_lm(lm,            # a DiffusionLM
         (folder/"runtime.py").write_text(resources.files("diffusion_lm").joinpath("deploy/runtime.py").read_text(encoding="utf-8"), encoding="utf-8")
         if kind == "thought": np.savez(folder/"thoughts.npz", **{k: v.detach().numpy() for k, v in model.begin(1)._asdict().items()})
         about = {"format": "diffusion_lm export", "version": 1, "name": lm.name, "kind": kind, **about, "config": asdict(model.config), "vocab_size": len(lm.tokenizer), "length": model.config.length,
-                 "block": model.block, "carries": getattr(model, "carries", False), "specials": dict(zip(("pad", "mask", "bos", "eos", "sep"), lm.tokenizer.specials)), "tokenizer": lm.tokenizer.fingerprint,
+                 "block": model.block, "carries": getattr(model, "stateful", False), "specials": dict(zip(("pad", "mask", "bos", "eos", "sep"), lm.tokenizer.specials)), "tokenizer": lm.tokenizer.fingerprint,
                  "sampler": {"sampler": "left-to-right" if kind == "ar" else "ancestral", "steps": 64, "temperature": 1.}, "parameters": n_params(model),
                  "versions": {"diffusion_lm": __version__} | {n: metadata.version(n) for n in ("torch", "onnx", "onnxruntime") if format == "onnx" or n == "torch"},
                  "digests": {f.name: digest(f) for f in sorted(folder.iterdir())}}

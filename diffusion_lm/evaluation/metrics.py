@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 from ..core import UserError, autocast, rng
 from ..text.store import eval_windows
 from ..theory.objective import ar_nll, hidden
-from ..theory.schedule import mask_share, per_token
+from ..theory.schedule import mask_exact, per_token
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0006
 def interval(low, high, f=".3f"): # of an Estimate, how to write them
@@ -104,7 +104,7 @@ LEVELS, BANDS = ("low", "medium", "high"), 12 # up to 1/3, 2/3 and all tokens ma
 
 def _pass(model, x, t, u, read=hidden): # read: how the model reads x, of which some is masked
     "One exact-count pass: weighted nats (b,l); nats, hits and bands of the masked share of the masked tokens (n,)"
-    masked, k, n = mask_share(t.to(x.device), u.to(x.device), x != model.pad)
+    masked, k, n = mask_exact(t.to(x.device), u.to(x.device), x != model.pad)
     n = n.clamp(min=1) # a block may be all padding
     logits = model.head(read(model, x, masked, k/n)[masked])
     logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -31,7 +31,7 @@ def thought_path(model, x, rows=64): # stretches (n,passages·block)
 # %% ../../nbs/lab/80_probes.ipynb #0009
 def evolution(z,          # thoughts (n,passages,…)
               documents): # of each row (n,)
-    "Figures of each place in the stretch, lists, and of all thoughts together, numbers"
+    "Figures of each place in the segment, lists, and of all thoughts together, numbers"
     z = z.flatten(2).double()
     c, cos = z - z.mean((0, 1)), lambda a, b: F.cosine_similarity(a, b, -1).mean(0).tolist()
     flat, doc = c.flatten(0, 1), torch.as_tensor(documents).repeat_interleave(z.shape[1])

@@ -34,7 +34,7 @@ class ThoughtConfig:
     motion: bool = True          # the reader sees how fast thoughts change, too
     writer: str = "masked"       # what training writes thoughts from: the masked pass, or a further one over the clean text
     looks: int = 2               # in how many of the blocks text looks at its thoughts
-    stretch: int | None = 4   # windows of a document that training reads one after another, before it turns elsewhere; null: all
+    segment: int | None = 4   # windows of a document that training reads one after another, before it turns elsewhere; null: all
     forget: float = .05          # share of passages that training reads with nothing remembered
     noise: float = 0.            # size of the noise that training adds to thoughts, where a thought has size 1
     typos: float = 0.            # share of the known tokens that training replaces by random ones (then the loss is no bound)
@@ -58,7 +58,7 @@ class ThoughtConfig:
         for k in ("loophole", "forget", "typos", "late", "ramp"):
             if not 0 <= getattr(self, k) <= 1: raise UserError(f"thought.{k} must be between 0 and 1, got {getattr(self, k)}")
         if not 0 <= self.noise <= 100: raise UserError(f"thought.noise must be between 0 and 100, got {self.noise}")
-        if self.stretch is not None and self.stretch < 1: raise UserError(f"thought.stretch must be at least 1, got {self.stretch}")
+        if self.segment is not None and self.segment < 1: raise UserError(f"thought.segment must be at least 1, got {self.segment}")
         return self
 
 # %% ../../nbs/models/31_thought.ipynb #0009

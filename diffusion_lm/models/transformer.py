@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core import UserError, unknown
-from .layers import Block, RMSNorm, TimeEmbedding, linear_nll, rope_table
+from .layers import TransformerLayer, RMSNorm, TimeEmbedding, linear_nll, rope_table
 from .thought import ThoughtConfig
 
 # %% ../../nbs/models/32_transformer.ipynb #0006
@@ -81,13 +81,13 @@ class BaselineDreamModel(nn.Module):
         self.vocab_size, self.specials, self.causal = vocab_size, tuple(specials), causal
         self.pad, self.mask, self.bos = specials[:3]
         self.embed = nn.Embedding(vocab_size, c.width)
-        toward = neighbours(c.heads, causal) if c.neighbours else None
-        self.blocks = nn.ModuleList(Block(c.width, c.heads, c.dropout, c.time_conditioning, toward) for _ in range(c.layers))
+        offsets = neighbours(c.heads, causal) if c.neighbours else None
+        self.blocks = nn.ModuleList(TransformerLayer(c.width, c.heads, c.dropout, c.time_conditioning, offsets) for _ in range(c.layers))
         self.norm = RMSNorm(c.width)
         self.time = TimeEmbedding(c.width) if c.time_conditioning else None
         self.checkpointing, self.compiled = False, None # how to train: recompute the blocks in the backward pass; compile them
-        self.register_buffer("never", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
-        self.never[list(specials[:3])] = True
+        self.register_buffer("banned", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
+        self.banned[list(specials[:3])] = True
         self.apply(self._init)
         for b in self.blocks: # every block starts as the identity
             for w in (b.attn.out.weight, b.ff.down.weight): nn.init.zeros_(w)
@@ -109,10 +109,10 @@ class BaselineDreamModel(nn.Module):
         cond = None if self.time is None else self.time(torch.zeros(len(x), device=x.device) if t is None else t)
         new, training = [], torch.is_grad_enabled()
         for i, (block, c) in enumerate(zip(self.compiled if self.compiled and training else self.blocks, cache or [None]*len(self.blocks))):
-            beside = None if tokens is None else self.look(i, tokens)
-            if self.checkpointing and training: h = checkpoint(_hidden, block, h, rot, mask, self.causal, c, cond, beside, use_reentrant=False)
+            extra = None if tokens is None else self.look(i, tokens)
+            if self.checkpointing and training: h = checkpoint(_hidden, block, h, rot, mask, self.causal, c, cond, extra, use_reentrant=False)
             else:
-                h, kv = block(h, rot, mask, self.causal, c, cond, beside)
+                h, kv = block(h, rot, mask, self.causal, c, cond, extra)
                 new.append(kv)
         return self.norm(h), State(cache=new or None)
 
@@ -121,11 +121,11 @@ class BaselineDreamModel(nn.Module):
 
     def head(self, h): # any (…,d)
         "Logits (…,vocab), -inf at [PAD], [MASK] and [BOS]"
-        return F.linear(h, self.embed.weight.to(h.dtype)).masked_fill(self.never, -torch.inf)
+        return F.linear(h, self.embed.weight.to(h.dtype)).masked_fill(self.banned, -torch.inf)
 
     def nll(self, h, y, smoothing=0.): # (n,d), (n,)
         "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
-        return linear_nll(h, self.embed.weight, y, self.never, smoothing)
+        return linear_nll(h, self.embed.weight, y, self.banned, smoothing)
 
     def like(self):
         "An untrained model of the same shape"

@@ -26,7 +26,7 @@ def _read(model, x, want, kept, span, cache):
     x, want = x.to(device), want.to(device)
     real, at = x != model.pad, torch.arange(x.shape[1], device=device)
     t = ((x == model.mask).sum(1)/real.sum(1).clamp(min=1)).float()
-    if getattr(model, "carries", False): # its last hidden states go into the next step
+    if getattr(model, "stateful", False): # its last hidden states go into the next step
         h, state = model.features(x, t, mask=None if real.all() else real, latent=kept)
         return model.head(h[want]).to(home), state.latent
     if kept is None or kept[0] != span:
@@ -61,7 +61,7 @@ def _read_passage(model, x, want, kept, span, cache, thoughts=None):
     if kept is None or seen < start: s, seen, latent = model.study(x[:, seen:start], s), start, None
     y = x[:, start:start + size]
     h, state = model.features(y, (y == model.mask).float().mean(1), memory=s, latent=latent)
-    return model.head(h[:, :end - start][want[:, start:end]]).to(home), (s, seen, state.latent if model.carries else None)
+    return model.head(h[:, :end - start][want[:, start:end]]).to(home), (s, seen, state.latent if model.stateful else None)
 
 def _read_causal(model, x, want, kept, span, cache):
     "The same for a causal model; it keeps the keys and values of all that it read"
@@ -170,7 +170,7 @@ def _route(model, policy, start, sampler="ancestral", block=None, cache=None, gu
         return policy, partial(_read_passage, cache=cache, thoughts=thoughts) if getattr(model, "thought", None) else partial(_read_block, cache=cache), _spans(start, own, aligned=True)
     if cache == "off": raise UserError("this model has no cache of its own that could be off")
     if cache and block is None: raise UserError(f"the {cache} cache works with blocks: give a block size")
-    if cache and getattr(model, "carries", False): raise UserError(f"a model that carries its hidden states along takes no {cache} cache")
+    if cache and getattr(model, "stateful", False): raise UserError(f"a model that carries its hidden states along takes no {cache} cache")
     if cache and guidance: raise UserError(f"guidance reads the text twice: it takes no {cache} cache")
     return policy, partial(_read, cache=cache), _spans(start, block)
 

@@ -22,7 +22,7 @@ import torch
 
 from ..core import UserError, rng
 from ..files import _fsync, cache_dir, digest_of, owner, rank, read_json, write_json
-from .corpus import SIDES, Corpus, DataConfig, Document, load_data, split
+from .corpus import SPLITS, Corpus, DataConfig, Document, load_data, split
 
 # %% ../../nbs/text/13_store.ipynb #0020
 _FORMAT = 1 # raise it when the layout or the split changes: old stores are then left alone
@@ -41,21 +41,21 @@ class TokenStore:
 
     def documents(self, side):
         "Bounds (n+1,) of the documents of `side` in `tokens`"
-        i = np.flatnonzero(self.sides == SIDES.index(side))
+        i = np.flatnonzero(self.sides == SPLITS.index(side))
         return self.offsets[i[0]:i[-1] + 2]
 
-    def side(self, side):
+    def split(self, side):
         "All tokens of `side`, mapped, not read"
         o = self.documents(side)
         return self.tokens[o[0]:o[-1]]
 
-    def sides_of(self, corpus):
+    def splits_of(self, corpus):
         "The side of each document of the corpus that the store was built from (docs,)"
         side = dict(zip(self.names(), self.sides)) # documents of one name are alike, and on one side
         return np.array([side[d.name.replace("\n", " ")] for d in corpus], np.uint8)
 
     def names(self): return (self.path/"names.txt").read_text(encoding="utf-8").split("\n")
-    def __repr__(self): return f"TokenStore({self.meta['corpus']}, " + ", ".join(f"{s} {len(self.side(s)):,}" for s in SIDES) + " tokens)"
+    def __repr__(self): return f"TokenStore({self.meta['corpus']}, " + ", ".join(f"{s} {len(self.split(s)):,}" for s in SPLITS) + " tokens)"
 
 # %% ../../nbs/text/13_store.ipynb #0021
 def _build(corpus, tok, sides, path):
@@ -154,8 +154,8 @@ class Batch(NamedTuple):
 
 class _Packed:
     "Windows of the whole side as one ribbon, shifted and reordered every epoch"
-    def __init__(self, store, side, length, seed, batch, stretch=None):
-        self.x, self.length, self.seed = store.side(side), length, seed
+    def __init__(self, store, side, length, seed, batch, segment=None):
+        self.x, self.length, self.seed = store.split(side), length, seed
         self.n = max(1, len(self.x)//length - 1) # one less than would fit: room for the shift
         self.epoch = lru_cache(2)(self._epoch)
     def _epoch(self, e):
@@ -170,8 +170,8 @@ class _Packed:
 # %% ../../nbs/text/13_store.ipynb #002c
 class _Streams:
     "Row i of the batch reads documents from start to end, or stretches of them, a segment a step; a document's last segment is padded"
-    def __init__(self, store, side, length, seed, batch, stretch=None):
-        self.x, self.length, self.seed, self.batch, self.pad, self.stretch = store.tokens, length, seed, batch, store.meta["pad"], stretch
+    def __init__(self, store, side, length, seed, batch, segment=None):
+        self.x, self.length, self.seed, self.batch, self.pad, self.segment = store.tokens, length, seed, batch, store.meta["pad"], segment
         self.docs = store.documents(side)
         self.first = int(np.searchsorted(store.offsets, self.docs[0])) # the side's first document
         self.n = int((-(-np.diff(self.docs)//length)).sum())//batch*batch # segments an epoch, the same for each row
@@ -181,7 +181,7 @@ class _Streams:
         parts, l = [], self.length
         for d, (start, end) in enumerate(zip(self.docs, self.docs[1:]), self.first):
             at = range(start, end, l)
-            k = self.stretch or len(at)
+            k = self.segment or len(at)
             parts += [[(a, min(a + l, end), a == at[i], d) for a in at[i:i + k]] for i in range(0, len(at), k)]
         return [s for p in rng(self.seed, "epoch", e).permutation(len(parts)) for s in parts[p]]
     def __call__(self, n):
@@ -192,7 +192,7 @@ class _Streams:
 
 class _Pairs:
     "Two adjacent pieces of a document with [SEP] between them"
-    def __init__(self, store, side, length, seed, batch, stretch=None):
+    def __init__(self, store, side, length, seed, batch, segment=None):
         self.x, self.length, self.seed, self.sep = store.tokens, length, seed, store.meta["sep"]
         if length < 3: raise UserError(f"a pair needs a window of at least 3 tokens, got {length}")
         docs = store.documents(side)
@@ -217,12 +217,12 @@ class Loader:
                  seed=0,
                  blocks=1,           # times drawn for each sequence
                  layout="packed",    # "packed", "streams" or "pairs", or something called as they are
-                 stretch=None):      # of streams: windows that a row reads of a document before it turns to another; None: all
-        size = len(store.side(side))
+                 segment=None):      # of streams: windows that a row reads of a document before it turns to another; None: all
+        size = len(store.split(side))
         if size < length:
             raise UserError(f"the {side} side has {size} tokens, fewer than one window of {length}: use more text or a smaller model.length")
         self.length, self.batch_size, self.seed, self.blocks = length, batch, seed, blocks
-        self.window = (layout if callable(layout) else LAYOUTS[layout])(store, side, length, seed, batch, stretch)
+        self.window = (layout if callable(layout) else LAYOUTS[layout])(store, side, length, seed, batch, segment)
 
     def times(self, step):
         "Stratified times of a whole global batch (batch, blocks), in (0,1]"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core import UserError, unknown
-from .schedule import make_schedule, mask_random, mask_share, per_token
+from .schedule import make_schedule, mask_random, mask_exact, per_token
 
 # %% ../../nbs/theory/23_objective.ipynb #0010
 _CHUNK = 1 << 28 # logits held at once: 512 MB in bfloat16
@@ -74,8 +74,8 @@ class NoiseConfig:
 
 class Objective(nn.Module):
     "A model with its training loss: `forward` takes a batch and returns the loss"
-    carries = False   # True if `forward` also takes and returns what is carried from step to step
-    layout, stretch = "packed", None # how a `Loader` is to cut the text for it
+    stateful = False   # True if `forward` also takes and returns what is carried from step to step
+    layout, segment = "packed", None # how a `Loader` is to cut the text for it
     def __init__(self, model, name="nelbo-count", noise=NoiseConfig(), smoothing=0.):
         super().__init__()
         if name not in OBJECTIVES: raise unknown("objective", name, OBJECTIVES)
@@ -99,7 +99,7 @@ class Objective(nn.Module):
         if self.name == "llada": m, w = .001 + .999*t, 1/(.001 + .999*t)
         else: m, w = self.schedule.m(t), self.schedule.w(t)
         if self.name in ("nelbo", "llada"): return mask_random(per_token(m, l), u, real), per_token(w, l)
-        masked, k, n = mask_share(m, u, real)
+        masked, k, n = mask_exact(m, u, real)
         return masked, per_token(w*m*n/k, l) # w·m = m'(t)
 
     def mean(self, nll, masked, w, x): # nats of the masked tokens (masked,), which, weights (b,l), tokens (b,l)

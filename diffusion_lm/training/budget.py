@@ -46,7 +46,7 @@ def fit_micro_batch(learn):
             free = _available()
             part = type(b)(*(v if v is None else v[:n] for v in b))
             with autocast(learn.device, learn.dtype): loss = learn.raw(part.x, part.t, part.u)
-            learn.scaler.scale(loss[0] if learn.carries else loss).backward()
+            learn.scaler.scale(loss[0] if learn.stateful else loss).backward()
             fits = n
             used = max(0, free - _available())
             if n == rows or learn.device.type == "cpu" and 2*used > _available(): break # a CPU does not say no: it swaps

@@ -69,7 +69,7 @@ class Log(Callback):
 class Validate(Callback):
     "Score the validation side every `eval_every` steps; `learn.best` is (nats/token, step)"
     order = 10
-    def __init__(self, store, tok): self.tok, self.tokens, self.offsets = tok, store.side("validation"), store.documents("validation")
+    def __init__(self, store, tok): self.tok, self.tokens, self.offsets = tok, store.split("validation"), store.documents("validation")
     def before_fit(self, learn): learn.done = self.enough(learn) # a run that has stopped early stays so when it is resumed
 
     def enough(self, learn):

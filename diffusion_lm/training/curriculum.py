@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import UserError, rng, unknown
 from ..files import atomic, cache_dir, digest_of, write_json, write_text
-from ..text.corpus import SIDES
+from ..text.corpus import SPLITS
 from diffusion_lm.text.difficulty import (
     DifficultyConfig,
     _encoder,
@@ -196,8 +196,8 @@ def make_stages(cfg, book, tok, store, length, batch, seed=0, blocks=1): # as fo
             items = pieces(book, reads, share, tok)
             size = sum(len(p) + 1 for p in items)
             if size < length: raise UserError(f"stage {i} has {len(items)} {reads} of {size} tokens, less than one window of {length}: raise curriculum.easy (now {share:g})")
-            layout = lambda store, side, length, seed, batch, stretch=None, items=items: _Pieces(items, tok.eos, length, seed)
-        else: size = len(store.side("train"))
+            layout = lambda store, side, length, seed, batch, segment=None, items=items: _Pieces(items, tok.eos, length, seed)
+        else: size = len(store.split("train"))
         out.append(Stage(name, Loader(store, length, batch, seed=seed, blocks=blocks, layout=layout), low, high, len(items), size, reads == "text" and (low, high) == (0, 1)))
     return out
 
@@ -321,8 +321,8 @@ def inspect_book(book, stages, cfg, folder):
                         easiest="".join(map(line, order[:10])), hardest="".join(map(line, order[::-1][:10])),
                         arguments="".join(f"<li><b>{html.escape(r.link)}</b>: {quote(text[r.first])} … {quote(text[r.second])}</li>" for r in argued.itertuples(index=False)))
     segments = pd.concat([book.sentences.assign(level="sentence"), book.paragraphs.assign(level="paragraph")], ignore_index=True)
-    segments["text"], segments["side"] = [book.text[a:b] for a, b in zip(segments.start, segments.end)], [SIDES[i] for i in segments.side]
-    for t, name in ((segments, "segments"), (p.assign(side=[SIDES[i] for i in p.side]), "pairs")):
+    segments["text"], segments["side"] = [book.text[a:b] for a, b in zip(segments.start, segments.end)], [SPLITS[i] for i in segments.side]
+    for t, name in ((segments, "segments"), (p.assign(side=[SPLITS[i] for i in p.side]), "pairs")):
         with atomic(folder/f"{name}.parquet") as tmp: t.to_parquet(tmp)
     with atomic(folder/"scores.png") as tmp: plot_scores(book, cfg).savefig(tmp, dpi=110, format="png")
     facts = {"name": book.name, "sentences": len(s), "paragraphs": len(book.paragraphs), "pairs": len(p), "links": p.link.value_counts().to_dict(),

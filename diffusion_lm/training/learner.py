@@ -187,7 +187,7 @@ def _place(self:Learner, objective):
     else: self.objective, *opts = self.acc.prepare(objective, *opts)
     self.opts = [getattr(o, "optimizer", o) for o in opts] # without Accelerate's wrapping
     self.raw = self.acc.unwrap_model(self.objective)
-    self.carries = getattr(self.raw, "carries", False)
+    self.stateful = getattr(self.raw, "stateful", False)
     self.model = self.raw.model
     if cfg.compile: self.model.compile_blocks()
 
@@ -210,7 +210,7 @@ def _split(self:Learner, b):
     real = (x != self.model.pad).sum(-1).float()
     mean = self.acc.reduce(real.sum(), "mean") if self.world > 1 else real.sum() # real tokens of a process, on average
     more = [()]*-(-len(x)//n)
-    if self.carries: more = zip(start.split(n), document.split(n), zip(*(z.split(n) for z in self.carried)) if self.carried else [None]*len(more))
+    if self.stateful: more = zip(start.split(n), document.split(n), zip(*(z.split(n) for z in self.carried)) if self.carried else [None]*len(more))
     return [(a, lo + (hi - lo)*s, v, r.sum()/mean, m) for a, s, v, r, m in zip(*(z.split(n) for z in (x, t, u, real)), more)]
 
 @patch
@@ -221,7 +221,7 @@ def _gradients(self:Learner, b):
         last = i == len(parts) - 1
         with contextlib.nullcontext() if last or self.sharded else self.acc.no_sync(self.objective): # sharded: a whole gradient might not fit
             with autocast(self.device, self.dtype): part = self.objective(x, t, u, *more)
-            if self.carries: part, s = part; kept.append(s)
+            if self.stateful: part, s = part; kept.append(s)
             self.scaler.scale(part*share).backward()
         loss = loss + part.detach()*share
     if kept: self.carried = tuple(torch.cat(z) for z in zip(*kept))

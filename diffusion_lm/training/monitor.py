@@ -24,7 +24,7 @@ from ..models.layers import Attention, rope
 from ..sampling.sampler import denoise
 from ..text.store import eval_windows
 from ..theory.objective import hidden, masked_nll
-from ..theory.schedule import mask_share, stratified_times
+from ..theory.schedule import mask_exact, stratified_times
 from .learner import Callback
 
 # %% ../../nbs/training/74_monitor.ipynb #0006
@@ -85,7 +85,7 @@ def _hide(model, x, share, g):
     "Exactly ⌈share·n⌉ of the n real tokens of each window (b,l); `share` is a number or (b,)"
     share, u = torch.as_tensor(share, dtype=torch.float32, device=x.device), torch.from_numpy(g.random(x.shape, dtype=np.float32)).to(x.device)
     if getattr(model, "block", None): share = share.expand(len(x))[:, None].expand(-1, x.shape[1]//model.block) # of every block
-    return mask_share(share, u, x != model.pad)[0]
+    return mask_exact(share, u, x != model.pad)[0]
 
 def _guess(model, x, masked):
     "Log-probabilities (n,V) at the masked tokens, and these tokens (n,); a causal model is asked for all real ones"
@@ -245,11 +245,11 @@ class Monitor(Callback):
 
     def before_fit(self, learn):
         if not (self.cfg.essential or self.cfg.important or self.cfg.advanced): return
-        side, docs, l = self.store.side("validation"), self.store.documents("validation"), learn.loader.length
+        side, docs, l = self.store.split("validation"), self.store.documents("validation"), learn.loader.length
         x, _ = eval_windows(np.asarray(side, np.int64), docs - docs[0], l, self.tok.specials[0])
         x = x[:max(1, len(side)//l)] # whole windows only, spread over the text
         self.x = x[np.linspace(0, len(x) - 1, min(self.windows, len(x))).round().astype(int)]
-        train = self.store.side("train")
+        train = self.store.split("train")
         self.counts = np.bincount(train[::-(-len(train) >> 22) or 1], minlength=len(self.tok)) if self.cfg.advanced else None
 
     def after_step(self, learn):

@@ -123,7 +123,7 @@ def _check(cfg, tok=None):
 
 def stages_of(cfg, corpus, tok, store, blocks=1):
     "The measured `Book` of a run with a curriculum, None if it needs none, and the `Stage`s"
-    book = measure(corpus, store.sides_of(corpus), cfg.curriculum.difficulty, store.path.parent) if cfg.curriculum.measures else None
+    book = measure(corpus, store.splits_of(corpus), cfg.curriculum.difficulty, store.path.parent) if cfg.curriculum.measures else None
     return book, make_stages(cfg.curriculum, book, tok, store, cfg.model.length, cfg.trainer.batch, cfg.seed, blocks)
 
 _MAY_CHANGE = {"stop_at", "minutes", "log_every", "eval_every", "eval_tokens", "test_draws", "test_tokens", "sample_every", "save_every", "keep", "device", "dtype", "micro_batch", "checkpointing", "max_skips", "early_stop", "tracker"}
@@ -169,7 +169,7 @@ def tokenizer_of(cfg, out=None):
     "Which tokenizer a run is to use: where it begins with another's weights, that one's"
     return replace(cfg.tokenizer, load=str(_weights_of(cfg.init.run, out)[0])) if cfg.init and not cfg.tokenizer.load else cfg.tokenizer
 
-_TRAINING_ONLY = ("stretch", "forget", "noise", "typos", "late", "ramp") # of thoughts: nothing that weights depend on
+_TRAINING_ONLY = ("segment", "forget", "noise", "typos", "late", "ramp") # of thoughts: nothing that weights depend on
 
 def _family(objective): return {"ar": "causal", "block": "in blocks"}.get(objective, "bidirectional")
 

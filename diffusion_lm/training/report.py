@@ -50,7 +50,7 @@ def test_figures(model, tok, store, draws=4, max_tokens=None, dtype=torch.float3
     "Estimates on the test side of a store"
     bar = lambda it: progress(it, quiet, desc="scoring the test side")
     start = time.perf_counter()
-    r = evaluate(model, tok, store.side("test"), store.documents("test"), draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
+    r = evaluate(model, tok, store.split("test"), store.documents("test"), draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
     return r | {"seconds_to_score": round(time.perf_counter() - start, 2)}
 
 def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run; reference: its own book if not given
@@ -61,7 +61,7 @@ def style_figures(cfg, lm, reference=None, n=32, seed=0, texts=None): # of a run
     corpus, store, note = text_of(cfg, lm.tokenizer, lm.folder)
     if note: print(note, file=sys.stderr)
     corpus, s = corpus or corpus_of(store, lm.tokenizer), cfg.samples
-    sides = store.sides_of(corpus)
+    sides = store.splits_of(corpus)
     train, held = ([d.text for d, z in zip(corpus, sides) if bool(z) == out] for out in (False, True))
     step = max(1, sum(len(d.text) for d in corpus)//1_000_000) # of a large corpus, some documents are enough for a reference
     texts = texts or lm.generate("", n=n, steps=s.steps, sampler="left-to-right" if lm.model.causal else s.sampler, temperature=s.temperature, seed=seed)

@@ -98,7 +98,7 @@ def _clear(run):
 def _reading(cfg, objective, corpus, tok, store, say):
     "What the training reads: its `Loader`, and the stages of its curriculum, if it has one"
     blocks = objective.times(cfg.model.length)
-    if not cfg.curriculum: return Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=blocks, layout=objective.layout, stretch=objective.stretch), None
+    if not cfg.curriculum: return Loader(store, cfg.model.length, cfg.trainer.batch, seed=cfg.seed, blocks=blocks, layout=objective.layout, segment=objective.segment), None
     if cfg.curriculum.measures: say(f"measuring how hard {cfg.data.path} is, sentence by sentence")
     _, stages = stages_of(cfg, corpus, tok, store, blocks)
     if not all(s.bound for s in stages): say("the training loss is a bound on the likelihood only in a stage that reads the running text under all masks; evaluation always is")
@@ -191,7 +191,7 @@ def finish(run, cfg, learn, model, tok, store, quiet=False):
     "Score the test side and write summary.json, samples.jsonl, loss.png, denoising.html and report.md"
     device = learn.device
     tokens = learn.step*learn.loader.batch_size*learn.loader.length
-    test, train_side = np.asarray(store.side("test")), store.side("train")
+    test, train_side = np.asarray(store.split("test")), store.split("train")
     summary = {"name": run.name, "objective": cfg.objective, "parameters": n_params(model), "steps": learn.step, "planned_steps": cfg.trainer.steps,
                "tokens": tokens, "epochs": round(tokens/len(train_side), 3), "seconds": round(learn.seconds, 2), "cpu_seconds": round(learn.cpu_seconds, 2),
                "tokens_per_second": round(tokens/max(1e-9, learn.seconds)), "device": str(device), "machine": describe_machine(device),

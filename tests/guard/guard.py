@@ -7,17 +7,7 @@
 Everything goes through the command line, which outlasts the code behind it. Ten minutes on two cores.
 Losses, scores and texts are the same to the last bit on one machine; on another, sums differ in their
 last digits, so numbers are compared to five digits there and a text may differ where two tokens are as likely."""
-import argparse
-import contextlib
-import io
-import json
-import math
-import os
-import platform
-import runpy
-import subprocess
-import sys
-import tempfile
+import argparse, contextlib, io, json, math, os, platform, runpy, subprocess, sys, tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -113,7 +103,7 @@ def train(home, name, options):
 
 def scores(s):
     "The numbers of a JSON of `dlm eval`, without those that a clock or a path decides"
-    if isinstance(s, dict): return {k: scores(v) for k, v in s.items() if k not in ("seconds", "run", "device", "tokens_per_second", "file")}
+    if isinstance(s, dict): return {k: scores(v) for k, v in s.items() if k not in ("seconds", "seconds_to_score", "run", "device", "tokens_per_second", "file")}
     return [scores(v) for v in s] if isinstance(s, list) else s
 
 def export(home):
@@ -149,6 +139,10 @@ def machine():
     import torch
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
 
+def keep(record):
+    record["machine"] = machine()
+    RECORD.write_text(json.dumps(record, indent=0, ensure_ascii=False) + "\n")
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("only", nargs="*", help="prefixes of the cases to look at")
@@ -169,13 +163,14 @@ def main():
             needed = name.startswith("train") and any(o.split(" ")[0] in ("eval", "sample", "chat") for o in a.only)
             if a.only and not needed and not name.startswith(tuple(a.only)): continue
             now = json.loads(json.dumps(measure()))
-            if a.write: record["cases"][name] = now; print("kept  ", name, flush=True); continue
+            if a.write:
+                record["cases"][name] = now
+                keep(record)
+                print("kept  ", name, flush=True)
+                continue
             found = differs(record["cases"].get(name), now, exact)
             wrong += bool(found)
             print("DIFFERS" if found else "same   ", name, *found[:3], sep="\n    " if found else " ", flush=True)
-    if a.write:
-        record["machine"] = machine()
-        RECORD.write_text(json.dumps(record, indent=0, ensure_ascii=False) + "\n")
     print(f"{wrong} differ" if wrong else "all the same" if not a.write else f"kept in {RECORD}")
     return 1 if wrong else 0
 
