@@ -47,7 +47,7 @@ class DiffusionLM(ModelHubMixin, library_name="diffusion_lm", pipeline_tag="text
     @property
     def infills(self):
         "Does the model see what comes after a hole?"
-        return not self.model.causal and not getattr(self.model, "block", None)
+        return self.model.infills
 
     @classmethod
     def from_run(cls, run,        # a run's name, its folder, or its weights file

@@ -27,6 +27,7 @@ from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtOb
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
 from diffusion_lm.sampling.policies import Ancestral, PredictorCorrector, ReMDM, Step
 from diffusion_lm.text.store import Batch, prepare
+from diffusion_lm.theory.denoiser import NOTHING, Denoiser
 from diffusion_lm.theory.objective import NoiseConfig, Objective, token_nll
 from diffusion_lm.theory.oracle import ToyLanguage
 from diffusion_lm.theory.schedule import grid, information_grid
@@ -411,10 +412,11 @@ def test_steering_goes_a_step_of_the_size_asked_for():
 
 # ---- figures ----
 
-class Even(torch.nn.Module):
+class Even(Denoiser):
     "Gives each of seven tokens the same probability"
-    vocab_size, pad, mask, bos, causal = 12, 0, 1, 2, False
-    def features(self, x, t=None, **kw): return torch.zeros(*x.shape, 12).index_fill(-1, torch.arange(5), -torch.inf), None
+    def __init__(self): super().__init__(12, (0, 1, 2, 3, 4))
+    def features(self, x, t=None, **kw):
+        return torch.zeros(*x.shape, 12).index_fill(-1, torch.arange(5), -torch.inf), NOTHING
     def head(self, h): return h
 
 def test_bands_of_the_masked_share():

@@ -50,7 +50,7 @@ class Chat:
                  steps=32,             # denoising steps of an answer
                  sampler=None,         # ancestral, or left-to-right where the model is autoregressive
                  temperature=.8, seed=0):
-        self.lm, self.model, self.thinks = lm, lm.model, getattr(lm.model, "thought", None) is not None
+        self.lm, self.model, self.thinks = lm, lm.model, lm.model.thought is not None
         most = 4096 if self.model.block else lm.length - 1
         self.length, self.steps, self.temperature, self.seed = min(48, (most + 1)//2) if length is None else length, steps, temperature, seed
         self.sampler = sampler or ("left-to-right" if lm.model.causal else "ancestral")
@@ -94,7 +94,7 @@ def say(self:Chat, talk, prompt,
     turn = Turn(prompt, attempt, (), (), (), talk.tail, talk.thoughts)
     n, when = len(asked), torch.zeros(self.length, dtype=torch.long)
     with autocast(self.lm.device, self.lm.dtype):
-        for f in denoise(self.model, x, self.sampler, self.steps, seed=f"{self.seed} talk {len(talk.turns)} {attempt}", temperature=self.temperature, stop=tok.eos, thoughts=s):
+        for f in denoise(self.model, x, sampler=self.sampler, steps=self.steps, seed=f"{self.seed} talk {len(talk.turns)} {attempt}", temperature=self.temperature, stop=tok.eos, thoughts=s):
             ids, new = f.x[0, n:].tolist(), f.new[0, n:].cpu()
             when[new] = f.i
             if tok.eos in ids: ids = ids[:ids.index(tok.eos)]

@@ -31,7 +31,7 @@ from diffusion_lm.models.thought import (
 )
 from .transformer import BaselineDreamModel
 from ..theory.denoiser import Carry, cut_spans
-from ..theory.objective import NoiseConfig, Objective, token_nll
+from ..theory.objective import Objective, token_nll
 from ..weights import load_weights, save_weights
 
 # %% ../../nbs/models/34_thought_model.ipynb #0006

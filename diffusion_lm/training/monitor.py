@@ -23,7 +23,7 @@ from ..files import atomic, read_jsonl
 from ..models.layers import Attention, rope
 from ..sampling.sampler import denoise
 from ..text.store import eval_windows
-from ..theory.objective import hidden, masked_nll
+from ..theory.objective import masked_nll
 from ..theory.schedule import mask_exact, stratified_times
 from .learner import Callback
 
@@ -84,14 +84,14 @@ def _looking(model, x, dtype):
 def _hide(model, x, share, g):
     "Exactly ⌈share·n⌉ of the n real tokens of each window (b,l); `share` is a number or (b,)"
     share, u = torch.as_tensor(share, dtype=torch.float32, device=x.device), torch.from_numpy(g.random(x.shape, dtype=np.float32)).to(x.device)
-    if getattr(model, "block", None): share = share.expand(len(x))[:, None].expand(-1, x.shape[1]//model.block) # of every block
+    if model.block: share = share.expand(len(x))[:, None].expand(-1, x.shape[1]//model.block) # of every block
     return mask_exact(share, u, x != model.pad)[0]
 
 def _guess(model, x, masked):
     "Log-probabilities (n,V) at the masked tokens, and these tokens (n,); a causal model is asked for all real ones"
     x, masked, real = x.to(device := next(model.parameters(), x).device), masked.to(device), (x != model.pad).to(device)
     if model.causal: h, masked = model.features(torch.cat([torch.full_like(x[:, :1], model.bos), x[:, :-1]], 1))[0], real
-    else: h = hidden(model, x, masked, (masked.sum(-1)/real.sum(-1))[:, None])
+    else: h = model.hidden(x, masked, (masked.sum(-1)/real.sum(-1))[:, None])
     logits = model.head(h[masked])
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1), x[masked]
 
@@ -161,8 +161,8 @@ def important(model, x, # windows (b,l)
         g = rng(seed, "monitor", "guess")
         masked = _hide(model, x, stratified_times(len(x), g.random())[g.permutation(len(x))], g)
         for xb, mb in zip(x.split(batch), masked.split(batch)):
-            real = (xb != model.pad).repeat(1, 1 + bool(getattr(model, "block", None))) # of both streams
-            with contextlib.nullcontext() if getattr(model, "thought", None) else watch_attention(model, see): logp, y = _guess(model, xb, mb)
+            real = (xb != model.pad).repeat(1, 1 + bool(model.block)) # of both streams
+            with contextlib.nullcontext() if model.thought else watch_attention(model, see): logp, y = _guess(model, xb, mb)
             top, guess = logp.max(-1)
             sure.append(top.exp()); right.append((guess == y).float())
         sure, right = (float(torch.cat(z).mean()) for z in (sure, right))
@@ -189,7 +189,7 @@ def agreement(model, x, steps=16, seed=0): # of the windows x (b,l) only shape a
     "Share of tokens already as in the final text, from before the first step to after the last (steps+1,)"
     x = x.cpu() if x.device.type == "mps" else x # the loop draws in float64
     start = x.masked_fill(x != model.pad, model.mask) # then ancestral sampling in which all rows keep to the grid
-    frames, out = [start, *(f.x for f in denoise(model, start, "remdm", steps, eta=0., seed=seed))], []
+    frames, out = [start, *(f.x for f in denoise(model, start, sampler="remdm", steps=steps, eta=0., seed=seed))], []
     for x_t in frames:
         guess, masked = x_t.clone(), x_t == model.mask
         if masked.any(): guess[masked] = _guess(model, x_t, masked)[0].argmax(-1).to(x.device)
@@ -217,7 +217,7 @@ def advanced(model, x,     # windows (b,l)
         if model.causal: return out
         c = np.array(terms) # (share, window)
         out = {"schedule_optimality": effectiveness((c**2).mean(1)**.5), "loss_by_share": c.mean(1).tolist(), **out}
-        if getattr(model, "block", None): return out # written block after block: there is no guess at the whole text
+        if model.block: return out # written block after block: there is no guess at the whole text
         a = agreement(model, x, steps, seed=seed)
         return {**out,
                 "agreement": a, "agreement_area": float(np.trapezoid(a)/steps), "decided_at": next(i for i, v in enumerate(a) if v >= .9)/steps}
