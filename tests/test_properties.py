@@ -192,7 +192,7 @@ def ribbon(lengths, other=5):
     "A store whose training side is the numbers from `other` on, in documents of the given lengths; the pad is -1"
     offsets = np.cumsum([0, other, *lengths])
     tokens = np.arange(offsets[-1])
-    return SimpleNamespace(tokens=tokens, offsets=offsets, side=lambda s: tokens[offsets[1]:], documents=lambda s: offsets[1:], meta=dict(pad=-1, sep=-2))
+    return SimpleNamespace(tokens=tokens, offsets=offsets, split=lambda s: tokens[offsets[1]:], documents=lambda s: offsets[1:], meta=dict(pad=-1, sep=-2))
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
