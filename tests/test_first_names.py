@@ -29,7 +29,8 @@ def test_they_are_listed():
 
 def test_another_name_is_an_error():
     with pytest.raises(AttributeError, match="has no attribute 'DifusionLM'"): _ = diffusion_lm.DifusionLM
-    with pytest.raises(ImportError, match="DifusionLM"): from diffusion_lm import DifusionLM  # noqa: F401
+    with pytest.raises(ImportError, match="DifusionLM"):
+        from diffusion_lm import DifusionLM  # noqa: F401
 
 
 @pytest.mark.parametrize("code", [
@@ -43,4 +44,5 @@ def test_no_torch_before_it_is_needed(code):
 
 
 def test_a_star_brings_them():
-    assert fresh("from diffusion_lm import *; print(DiffusionLM.__name__, load_config.__name__)") == ["DiffusionLM", "load_config"]
+    said = fresh("from diffusion_lm import *; print(DiffusionLM.__name__, load_config.__name__)")
+    assert said == ["DiffusionLM", "load_config"]
