@@ -48,7 +48,7 @@ def unknown(
 def require(
     module:str,  # what to import, such as "sklearn.linear_model"
     extra:str,   # the extra of this library that brings it
-    what:str="", # how the message begins, such as "BLEU needs sacrebleu"; if not given, "MODULE is missing"
+    what:str="", # how the message begins, such as "BLEU needs sacrebleu"; else "MODULE is missing"
 ) -> ModuleType:
     "Import an optional module; raises `UserError` with the command that installs it"
     try:
@@ -68,8 +68,8 @@ def pick_device(
     if device == "auto": device = next(name for name, available in there.items() if available)
     try: d = torch.device(device)
     except RuntimeError: raise unknown("device", device, ["auto", "cpu", "cuda", "mps"]) from None
-    if not there.get(d.type): raise UserError(f"device '{device}' is not available here; use 'auto' or 'cpu'")
-    return d
+    if there.get(d.type): return d
+    raise UserError(f"device '{device}' is not available here; use 'auto' or 'cpu'")
 
 # %% ../nbs/01_core.ipynb #1a09
 def _cpu_capabilities() -> dict:

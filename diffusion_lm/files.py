@@ -55,6 +55,7 @@ def _fsync(path):
         if e.errno not in _CANNOT_FLUSH: raise # some disks cannot be asked to
     finally: os.close(fd)
 
+# %% ../nbs/02_files.ipynb #2c01
 def _replace(src, dst):
     "Rename; Windows gets three more tries, because a scanner may hold a new file for a moment"
     pauses = (.05, .2, 1.) if os.name == "nt" else ()
@@ -172,10 +173,12 @@ class _UniqueKeys(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"): continue
             line = key.start_mark.line + 1
             if was := lines.get((key.tag, key.value)):
-                raise UserError(f"{self.name}: '{key.value}' is there twice, in lines {was} and {line}; keep one")
+                lines_both = f"lines {was} and {line}"
+                raise UserError(f"{self.name}: '{key.value}' is there twice, in {lines_both}; keep one")
             lines[key.tag, key.value] = line
         return node
 
+# %% ../nbs/02_files.ipynb #2c02
 def parse_yaml(
     text:str,
     where, # what the text is, for messages
@@ -218,14 +221,14 @@ def read_yaml(path:Path|str) -> Any:
 # %% ../nbs/02_files.ipynb #3a08
 def unknown_key(
     where,               # the file
-    key:str,             # "model.widht"
+    key:str,             # as it is written there
     known:Iterable[str], # names that are possible there
 ) -> UserError:
     "A `UserError` for a key that is misspelt, or that a newer version has written"
     near = difflib.get_close_matches(str(key).split(".")[-1], known, n=1, cutoff=.6)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return UserError(f"{where} has '{key}', which diffusion_lm {__version__} does not know: it is misspelt{hint}, "
-                     "or it needs a newer version: pip install -U diffusion_lm")
+    problem = f"{where} has '{key}', which diffusion_lm {__version__} does not know"
+    return UserError(f"{problem}: it is misspelt{hint}, or it needs a newer version: pip install -U diffusion_lm")
 
 # %% ../nbs/02_files.ipynb #2a0e
 def _dataclass_of(kind):
@@ -262,6 +265,7 @@ def _manifest(folder):
     "Size and digest of each file of a folder"
     return {f.name: {"size": f.stat().st_size, "digest": digest(f)} for f in sorted(folder.iterdir())}
 
+# %% ../nbs/02_files.ipynb #2c04
 def commit_folder(
     path:Path|str,
     fill:Callable[[Path], Any], # fill(folder) writes the files
@@ -422,8 +426,9 @@ def _is(fd, file):
     try: return os.path.samestat(os.fstat(fd), os.stat(file))
     except FileNotFoundError: return False
 
+# %% ../nbs/02_files.ipynb #2c06
 def _acquire(path, what, hint, wait):
-    "The `_Lock` of `path`; waits for it, or raises `UserError` if `wait` is None"
+    "The `_Lock` of `path`; waits for it, or raises `UserError` if there is no `wait`"
     told = False
     while True:
         try: fd, file = _open_lock(path)
@@ -444,7 +449,7 @@ def _release(lock):
     if os.name == "posix": lock.file.unlink(missing_ok=True) # while it is locked
     os.close(lock.fd)
     if os.name != "posix":
-        with contextlib.suppress(OSError): lock.file.unlink() # Windows removes a file only when nobody has it open
+        with contextlib.suppress(OSError): lock.file.unlink() # Windows: only when nobody has it open
 
 # %% ../nbs/02_files.ipynb #2a1e
 def sweep(path:Path) -> None:
@@ -457,21 +462,27 @@ def sweep(path:Path) -> None:
             else: p.unlink()
 
 # %% ../nbs/02_files.ipynb #3a11
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK") # launchers' names, in Accelerate's order
+# what launchers call it, in the order in which Accelerate looks for it
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 def rank() -> int:
     "The number of this process among those of one training; 0 where it is alone"
     return next((int(os.environ[k]) for k in _RANKS if os.environ.get(k, "").isdigit()), 0)
 
 # %% ../nbs/02_files.ipynb #2a21
+def _warn(lock, what):
+    "Say that others cannot be kept out"
+    folder = lock.file.parent
+    print(f"{folder} is on a disk without locks: take care that no other process writes {what}", file=sys.stderr)
+
 @contextlib.contextmanager
 def owner(
     path:Path|str, # a file or folder, there or not
     what:str,      # what it is, for the message
     hint:str="wait until it has ended", # what the user can do
-    wait:Callable[[str], Any]|None=None, # called with a line before waiting; if not given, raises `UserError` instead
+    wait:Callable[[str], Any]|None=None, # called with a line before waiting; if not given, it does not wait
 ) -> Iterator[bool]:
-    "Be the only process that writes `path`; yields whether that is certain"
+    "Be the only process that writes `path`, or raise `UserError`; yields whether that is certain"
     if wait is None and rank():
         yield False # rank 0 owns it
         return
@@ -480,8 +491,7 @@ def owner(
     lock = _acquire(path, what, hint, wait)
     try:
         if lock.certain: sweep(path)
-        else: print(f"{lock.file.parent} is on a disk without locks: take care that no other process writes {what}",
-                    file=sys.stderr)
+        else: _warn(lock, what)
         _sign(lock.fd)
         yield lock.certain
     finally:

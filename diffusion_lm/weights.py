@@ -42,7 +42,7 @@ def save_weights(
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     about = json.dumps({**meta, "digest": _state_digest(state, meta)})
     with atomic(path) as tmp:
-        save_file(state, tmp, metadata={"about": about}) # one entry, since several come in no fixed order
+        save_file(state, tmp, metadata={"about": about}) # several entries would come in no fixed order
         os.chmod(tmp, 0o644) # safetensors makes it private
 
 # %% ../nbs/03_weights.ipynb #3b05
@@ -53,18 +53,24 @@ def _read(path):
         about = (f.metadata() or {}).get("about", "{}")
     return state, dict(json.loads(about))
 
+def _check_header(path, meta, expect):
+    "Raise `UserError` where the header says something else"
+    for key, value in expect.items():
+        if meta.get(key, value) == value: continue
+        raise UserError(f"{path} was saved with another {key} than the one here")
+
+# %% ../nbs/03_weights.ipynb #3c01
 def read_weights(
     path:Path|str,
     **expect, # what the header must say, if it says anything about it
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    "A state dict, and what else the header says; raises `UserError` if the file is missing, damaged or foreign"
+    "A state dict and the rest of the header; raises `UserError` if the file is missing, damaged or foreign"
     if not Path(path).is_file(): raise UserError(f"{path} is missing")
     try: state, meta = _read(path)
     except Exception as e: raise UserError(f"{path} is damaged ({str(e)[:60]})") from None
-    was = meta.pop("digest", None)
-    if was != _state_digest(state, meta): raise UserError(f"{path} is damaged: its digest does not match")
-    for key, value in expect.items():
-        if meta.get(key, value) != value: raise UserError(f"{path} was saved with another {key} than the one here")
+    right = meta.pop("digest", None) == _state_digest(state, meta)
+    if not right: raise UserError(f"{path} is damaged: its digest does not match")
+    _check_header(path, meta, expect)
     return state, meta
 
 def load_weights(

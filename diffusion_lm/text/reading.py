@@ -65,7 +65,8 @@ class _Bounded(io.RawIOBase):
     def readinto(self, b):
         data = self.f.read(len(b))
         self.left -= len(data)
-        if self.left < 0: raise UserError(f"{self.path} holds more than {MOST/1e9:.1f} GB: unpack it into a file first")
+        if self.left < 0:
+            raise UserError(f"{self.path} holds more than {MOST/1e9:.1f} GB: unpack it into a file first")
         b[:len(data)] = data
         return len(data)
 
@@ -74,7 +75,8 @@ def _check_pipe(f, path):
     "Raise `UserError` for a device, and for a pipe that several processes would share"
     n = int(os.environ.get("WORLD_SIZE") or 1)
     if n > 1:
-        raise UserError(f"{path} can be read once only, and there are {n} processes: write the text to a file first")
+        raise UserError(f"{path} can be read once only, and there are {n} processes: "
+                        "write the text to a file first")
     mode = os.fstat(f.fileno()).st_mode
     gives_bytes = stat.S_ISCHR(mode) and not f.isatty() and f.read(1) # unlike /dev/null, or a terminal
     if stat.S_ISBLK(mode) or gives_bytes: raise UserError(f"{path} is a device, not a file")
@@ -88,7 +90,13 @@ def _file(path):
         return io.BytesIO(io.BufferedReader(_Bounded(f, path)).read())
 
 # %% ../../nbs/text/11_reading.ipynb #000a
-_PACKED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
+_PACKED = {
+    b"\x1f\x8b\x08": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "zip",
+}
 _FOREIGN = {
     b"%PDF-": "a PDF document",
     b"{\\rtf": "an RTF document",
@@ -101,6 +109,7 @@ _FOREIGN = {
     b"\xfe\xff": "UTF-16, not UTF-8",
 }
 
+# %% ../../nbs/text/11_reading.ipynb #bc01
 def _archive_kind(head):
     "The kind of archive that begins with these bytes; None for anything else"
     kind = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
@@ -108,7 +117,7 @@ def _archive_kind(head):
     return kind
 
 def _foreign_kind(head):
-    "What begins with these bytes and is neither text nor an archive that can be read; None for anything else"
+    "What begins with these bytes and cannot be read; None for anything else"
     if head[257:262] == b"ustar": return "a tar archive"
     return next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic)), None)
 
@@ -128,6 +137,7 @@ def _member(f, path):
     if files[0].flag_bits & 1: raise UserError(f"{path} is encrypted: unpack it first")
     return name_of(files[0].filename), z.open(files[0])
 
+# %% ../../nbs/text/11_reading.ipynb #bc02
 def _gunzip(f): return gzip.GzipFile(fileobj=f)
 
 def _unzstd(f): # Python's own comes with 3.14
@@ -148,13 +158,15 @@ def _unpacked(f, path):
         if kind == "zip": name, packed = _member(f, path)
         else: packed = _UNPACK[kind](f)
         f = io.BufferedReader(_Bounded(packed, path))
-        if inner := _archive_kind(_head(f)): raise UserError(f"{path} holds another archive ({inner}): unpack it first")
-    if what := _foreign_kind(_head(f)): raise UserError(f"{path} is {what}: make a UTF-8 text file of it first")
+        inner = _archive_kind(_head(f))
+        if inner: raise UserError(f"{path} holds another archive ({inner}): unpack it first")
+    foreign = _foreign_kind(_head(f))
+    if foreign: raise UserError(f"{path} is {foreign}: make a UTF-8 text file of it first")
     return name, f
 
 # %% ../../nbs/text/11_reading.ipynb #bb0d
-_CANNOT_READ = (EOFError, OSError, ValueError, MemoryError, NotImplementedError, # UnicodeDecodeError is a ValueError
-                zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_CANNOT_READ = (EOFError, OSError, ValueError, MemoryError, NotImplementedError,
+                zlib.error, lzma.LZMAError, zipfile.BadZipFile) # UnicodeDecodeError is a ValueError
 
 def _why(e):
     "The first line of an error's text"
@@ -177,7 +189,7 @@ def _cannot_read(path, e):
 def opened(
     path:Path|str, # a file, an archive of one, or a pipe
 ) -> Iterator[tuple[str, BinaryIO]]:
-    "What a source is called, and its bytes, unpacked, as a stream; raises `UserError` for whatever is wrong with it"
+    "What a source is called, and a stream of its bytes, unpacked; raises `UserError` if it cannot be read"
     try:
         with _file(path) as f: yield _unpacked(f, path)
     except UserError: raise
@@ -238,10 +250,12 @@ def _without_credits(text):
 def _first_page(text):
     "Where the header of Project Gutenberg ends; None if there is none"
     if (m := _START.search(text)) and _is_header(text[:m.start()]): return m.end()
-    end = m.start() if (m := _END.search(text)) else len(text) # later books have the small print behind the text
-    found = [m for m in _SMALL_PRINT.finditer(text, 0, min(end, _LICENCE)) if _is_header(text[:m.start()])]
+    m = _END.search(text) # later books have the small print behind the text
+    last = min(m.start() if m else len(text), _LICENCE)
+    found = [m for m in _SMALL_PRINT.finditer(text, 0, last) if _is_header(text[:m.start()])]
     return found[-1].end() if found else None
 
+# %% ../../nbs/text/11_reading.ipynb #bc03
 def _first_line(marks):
     "Where the last footer begins, of which some marks are"
     first = marks[-1]
@@ -256,7 +270,8 @@ def _last_page(text, start):
     if not marks: return None
     end = text[marks[-1]:]
     if not _is_footer(end): return None
-    if start is None and "utenberg" not in end.partition("\n")[2]: return None # a single line may be a quotation
+    named_again = "utenberg" in end.partition("\n")[2]
+    if start is None and not named_again: return None # a single line may be a quotation
     return _first_line(marks)
 
 # %% ../../nbs/text/11_reading.ipynb #bb17
@@ -280,7 +295,8 @@ def body(text:str) -> str:
     return _without_credits(_without_joints(text[start or 0:end])).strip("\n")
 
 # %% ../../nbs/text/11_reading.ipynb #0015
-TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json",
+          ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _KINDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number",
           str: "text", type(None): "null"}
 
@@ -298,6 +314,12 @@ def no_column(
     return UserError(f"{path} has no column '{column}'; it has {there} (set data.column)")
 
 # %% ../../nbs/text/11_reading.ipynb #bb1b
+def _check_object(row, path, column):
+    "Raise `UserError` for a row that is not an object"
+    if isinstance(row, dict): return
+    example = f'{{"{column}": "…"}}'
+    raise UserError(f"cannot read {path}: its rows must be objects such as {example}, but one is {_kind(row)}")
+
 def _json_rows(f, path, column):
     "The objects of JSON lines, or of a JSON list"
     text = io.TextIOWrapper(f, "utf-8-sig")
@@ -310,10 +332,10 @@ def _json_rows(f, path, column):
         except (ValueError, RecursionError) as e:
             raise UserError(f"cannot read {path} as JSON (line {n}: {_why(e)})") from None
         for row in found if is_list else [found]:
-            if isinstance(row, dict): yield row
-            else: raise UserError(f"cannot read {path}: its rows must be objects such as {{\"{column}\": \"…\"}}, "
-                                  f"but one is {_kind(row)}")
+            _check_object(row, path, column)
+            yield row
 
+# %% ../../nbs/text/11_reading.ipynb #bc04
 def _json_values(f, path, column):
     "The column of JSON lines, or of a JSON list; None where it is missing"
     names, found = {}, False
@@ -337,10 +359,11 @@ def _csv_cells(rows, path, column, sign):
     at = names.index(column)
     for row in rows:
         if len(row) > len(names):
-            raise UserError(f"cannot read {path}: line {rows.line_num} has {len(row)} cells, the first line "
-                            f"{len(names)}; cells that hold {sign} need quotes")
+            problem = f"line {rows.line_num} has {len(row)} cells, the first line {len(names)}"
+            raise UserError(f"cannot read {path}: {problem}; cells that hold {sign} need quotes")
         if row: yield row[at] if len(row) > at else None
 
+# %% ../../nbs/text/11_reading.ipynb #bc05
 def _csv_values(f, path, column, delimiter=",", sign="commas"):
     "The column of a table with a line of names at the top"
     text = io.StringIO(tidy(f.read().decode("utf-8-sig")))
@@ -387,6 +410,7 @@ def articles(lines:Iterable[str]) -> Iterator[str]:
         article.append(line if line.endswith("\n") else line + "\n")
     yield "".join(article)
 
+# %% ../../nbs/text/11_reading.ipynb #bc07
 def joined(
     values:Iterable[str|None],
 ) -> Iterator[str|None]:
@@ -404,8 +428,8 @@ class Strings(Sequence):
     "Texts in Arrow's memory, or in a file that it maps, as strings when they are asked for"
     def __init__(
         self,
-        column,                          # a chunked array of Arrow
-        keep:Sequence[int]|None=None,    # which of its rows; all if not given
+        column,                             # a chunked array of Arrow
+        keep:Sequence[int]|None=None,       # which of its rows; all if not given
         fix:Callable[[str], str]|None=None, # what is done to each text
     ):
         self.column, self.keep, self.fix = column, keep, fix
@@ -417,6 +441,7 @@ class Strings(Sequence):
         text = self.column[int(row)].as_py()
         return self.fix(text) if self.fix else text
 
+# %% ../../nbs/text/11_reading.ipynb #bc08
 def _packed(texts):
     "Strings packed into Arrow's memory"
     import pyarrow as pa
@@ -458,6 +483,7 @@ def _without_frame(text, seen):
         seen["text", "begins like a book of Project Gutenberg, but its header has no end: nothing left out"] += 1
     return whole
 
+# %% ../../nbs/text/11_reading.ipynb #bc09
 def clean(
     text:str,
     seen:Counter, # counts what is left out or changed
@@ -470,7 +496,7 @@ def clean(
 
 # %% ../../nbs/text/11_reading.ipynb #001d
 def _is_json(line, whole):
-    "Does a file begin with an object of JSON? `whole`: the first line ends within the bytes that were read"
+    "Does a file begin with an object of JSON? `whole`: all of the first line has been read"
     if not re.match(r'\{\s*"[^"]{1,100}"\s*:', line): return False
     if not whole: return True
     try: return isinstance(json.loads(line), dict)
@@ -504,6 +530,7 @@ def _rows(values, path, column, seen):
         if not found: seen["row", "without text left out"] += 1
         yield from found
 
+# %% ../../nbs/text/11_reading.ipynb #bc0a
 _READERS = {"json": _json_values, "parquet": _parquet_values, "csv": _csv_values, "tsv": _tsv_values}
 
 def _read_table(name, f, kind, path, column):
@@ -513,7 +540,8 @@ def _read_table(name, f, kind, path, column):
     values = _READERS[kind](f, path, column)
     texts = _packed(_rows(values, path, column, seen))
     if len(texts): return Source(name, texts, True, seen)
-    raise NoText(f"{path} has no text in any of its rows" if seen.total() else f"{path} is empty: it has no rows")
+    if seen: raise NoText(f"{path} has no text in any of its rows")
+    raise NoText(f"{path} is empty: it has no rows")
 
 # %% ../../nbs/text/11_reading.ipynb #bb2a
 def _decoded(raw, path):
@@ -564,6 +592,7 @@ def _visible(names, seen):
     if hidden: seen["hidden name", "(such as ._a.txt or .git) passed over"] += hidden
     return sorted(n for n in names if not n.startswith("."))
 
+# %% ../../nbs/text/11_reading.ipynb #bc0b
 def _walk(folder, seen):
     "Files below a folder: first its own, then those behind links; each folder once"
     known, tops, linked = set(), [folder], []
@@ -575,7 +604,8 @@ def _walk(folder, seen):
                 folders.clear() # os.walk goes where this list says
                 continue
             known.add(here)
-            folders[:], paths = _visible(folders, seen), [os.path.join(at, n) for n in _visible(files, seen)]
+            folders[:] = _visible(folders, seen)
+            paths = [os.path.join(at, n) for n in _visible(files, seen)]
             tops += [p for n in folders if os.path.islink(p := os.path.join(at, n))]
             linked += [p for p in paths if os.path.islink(p)]
             yield from (p for p in paths if not os.path.islink(p))
@@ -586,6 +616,13 @@ def _is_text_file(name, s):
     "Is a file with this name and `os.stat` a text to read?"
     return stat.S_ISREG(s.st_mode) and Path(name).suffix.lower() in (".txt", ".text")
 
+def _count_others(other, seen):
+    "Count files that are not text, by their suffix"
+    if not other: return
+    kinds = ", ".join(f"{n} {suffix}" for suffix, n in other.most_common(5))
+    seen["file", f"that is not .txt left out ({kinds})"] += other.total()
+
+# %% ../../nbs/text/11_reading.ipynb #bc0c
 def text_files(
     folder:Path|str,
     seen:Counter, # counts what is left out
@@ -604,7 +641,5 @@ def text_files(
         else:
             found[name] = Path(p)
             known.add(_identity(s))
-    if other:
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in other.most_common(5))
-        seen["file", f"that is not .txt left out ({kinds})"] += other.total()
+    _count_others(other, seen)
     return {n: found[n] for n in sorted(found, key=lambda n: Path(n).parts)}

@@ -61,7 +61,8 @@ class Tokenizer:
         hf.no_truncation()
         hf.no_padding()
         self.hf = hf
-        self.pad, self.mask, self.bos, self.eos, self.sep = self.specials = tuple(map(hf.token_to_id, SPECIALS))
+        self.specials = tuple(hf.token_to_id(t) for t in SPECIALS)
+        self.pad, self.mask, self.bos, self.eos, self.sep = self.specials
         self._tabulate()
         self._check_lossless()
 
@@ -85,8 +86,9 @@ def _tabulate(self:Tokenizer):
 @patch
 def _check_lossless(self:Tokenizer):
     "Raise `UserError` if text is lost; a normaliser that loses it is removed first"
-    if self.hf.normalizer is not None and self.decode(self.encode(_HARD)) != _HARD: self.hf.normalizer = None
-    if self.decode(self.encode(_HARD)) != _HARD:
+    def loses(): return self.decode(self.encode(_HARD)) != _HARD
+    if self.hf.normalizer is not None and loses(): self.hf.normalizer = None
+    if loses():
         raise UserError("this tokenizer loses text (decode(encode(s)) is not s), so bits per byte "
                         "would be wrong; use a byte-level one, such as GPT-2's")
 
@@ -137,6 +139,7 @@ def _load_from_hub(name):
         raise UserError(f"no tokenizer '{name}': it is neither a file here nor could the hub give it "
                         f"({str(e)[:80]})") from None
 
+# %% ../../nbs/text/10_tokenizer.ipynb #ac01
 @patch(cls_method=True)
 def load(
     cls:Tokenizer,
@@ -192,7 +195,8 @@ def train_words(
     vocab_size:int=4096, # size of the vocabulary: special tokens, 256 bytes, then words
 ) -> Tokenizer:
     "The most frequent words of `texts`, and bytes for all others"
-    tokens = dict.fromkeys((*SPECIALS, *sorted(_BYTES), *_by_frequency(texts, vocab_size))) # each once, in this order
+    words = _by_frequency(texts, vocab_size)
+    tokens = dict.fromkeys((*SPECIALS, *sorted(_BYTES), *words)) # each once, in this order
     vocab = {token: i for i, token in enumerate(list(tokens)[:vocab_size])}
     return Tokenizer(_bytelevel(models.BPE(vocab=vocab, merges=[], ignore_merges=True)))
 
@@ -234,6 +238,7 @@ def _check_holes(texts, sizes):
     if sum(sizes) > _MOST:
         raise UserError(f"the holes ask for more than {_MOST:,} tokens: write [MASK:8] where eight are to be found")
 
+# %% ../../nbs/text/10_tokenizer.ipynb #ac02
 def _holes(template):
     "The texts around the holes, and how many tokens each hole is for"
     if not isinstance(template, str):
@@ -251,9 +256,10 @@ class Template(NamedTuple):
 
 def _lone_space(text, first):
     "Does the text before a hole end in one single space?"
-    before = r"\S" if first else r"(?:\S|^)" # of the first text, nothing before the space means no word before it
-    return re.search(f"{before} $", text) is not None
+    lone = r"\S $" if first else r"(?:\S|^) $" # at the very beginning of a template, a space is text
+    return re.search(lone, text) is not None
 
+# %% ../../nbs/text/10_tokenizer.ipynb #ac04
 @patch
 def encode_template(
     self:Tokenizer,
