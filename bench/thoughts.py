@@ -256,7 +256,7 @@ def probe(run):
         keep = x[np.unique(np.linspace(0, len(x) - 1, min(len(x), 4)).round().astype(int))] if len(x) else x
         rows.append(keep); docs += [d]*len(keep)
     x, docs = torch.cat(rows), np.array(docs)
-    held = store.sides[docs] != 0 # not trained on
+    held = store.splits[docs] != 0 # not trained on
     label = {"year": np.array([float(names[d].split("-")[0]) for d in docs]), "president": np.array([names[d].split("-")[1] for d in docs])}
     passages = [tok.decode(p) for row in x.tolist() for p in np.array(row).reshape(8, -1).tolist()]
     topic, words = topics(passages)
