@@ -96,7 +96,7 @@ def test_prepare(home, book, kills):
 
 @pytest.mark.parametrize("kills", KILLS)
 def test_train(home, recipe, tiny_home, kills):
-    "Killed, resumed, killed again; and where it had ended, overwritten beside somebody's notes"
+    "Killed, resumed, killed again; and where it had ended, overwritten, with notes of somebody in the folder"
     k, run, unbroken = Killer(home, "train", kills), home/"checkpoints"/"tiny", tiny_home/"checkpoints"/"tiny"
     begin = ["train", "--config", recipe]
     k.measure(*begin)

@@ -95,11 +95,11 @@ def test_template(tok, first, rest):
 def test_template_without_holes(tok, s):
     with pytest.raises(UserError, match="nothing to fill"): tok.encode_template(s)
 
-# ---- documents and their sides ----
+# ---- documents and their splits ----
 
 def name_in(low, high): return next(n for i in range(10**6) if low <= splits._bucket(n := f"doc {i}") < high)
 
-ANCHORS = [name_in(0, 90), name_in(90, 95), name_in(95, 100)] # one name that hashes to each side
+ANCHORS = [name_in(0, 90), name_in(90, 95), name_in(95, 100)] # one name that hashes to each split
 
 @st.composite
 def documents(draw, anchors=False):
@@ -118,7 +118,7 @@ def documents(draw, anchors=False):
     return [Document(k, v) for k, v in draw(st.permutations(list(docs.items())))]
 
 def corpus(docs): return Corpus("test", docs, files.digest_of(*(d.name + "\0" + d.text for d in docs)))
-def sides(docs): return dict(zip([d.name for d in docs], split(corpus(docs)).tolist()))
+def splits_of(docs): return dict(zip([d.name for d in docs], split(corpus(docs)).tolist()))
 
 def shingles(text):
     w = re.findall(r"\w+", text.lower())
@@ -140,24 +140,25 @@ def distinct(docs):
 @given(documents())
 def test_split(docs):
     assume(distinct(docs) >= 3)
-    side = sides(docs)
-    assert set(side.values()) == {0, 1, 2} and len(side) == len(docs) # every document is somewhere, no side is empty
-    for i, j in twins(docs): assert side[docs[i].name] == side[docs[j].name]
+    split_of = splits_of(docs)
+    assert set(split_of.values()) == {0, 1, 2} # no split is empty
+    assert len(split_of) == len(docs) # every document is somewhere
+    for i, j in twins(docs): assert split_of[docs[i].name] == split_of[docs[j].name]
     for a, b in combinations(docs, 2):
-        if a.text == b.text: assert side[a.name] == side[b.name]
+        if a.text == b.text: assert split_of[a.name] == split_of[b.name]
 
 @given(documents(), st.randoms())
 def test_split_does_not_depend_on_the_order(docs, random):
     assume(distinct(docs) >= 3)
     shuffled = random.sample(docs, len(docs))
-    assert sides(docs) == sides(shuffled)
+    assert splits_of(docs) == splits_of(shuffled)
 
 @given(documents(anchors=True), st.integers(1, 20))
 def test_split_is_unchanged_by_new_documents(docs, n):
-    "Where the hash leaves no side empty"
-    before = sides(docs)
+    "Where the hash leaves no split empty"
+    before = splits_of(docs)
     assert [before[a] for a in ANCHORS] == [0, 1, 2]
-    after = sides([*(Document(f"new {i}", story(("new", i), 40)) for i in range(n)), *docs])
+    after = splits_of([*(Document(f"new {i}", story(("new", i), 40)) for i in range(n)), *docs])
     assert {k: after[k] for k in before} == before
 
 @given(documents())
@@ -181,8 +182,8 @@ def test_many_documents_with_one_passage(n, k):
     passage = story(("passage", k), 40)
     docs = [Document(f"{i}", passage + " " + story(("own", i), 20))
             for i in range(n)] + [Document(f"other {i}", story(("other", i), 40)) for i in range(5)]
-    side = sides(docs)
-    assert len({side[f"{i}"] for i in range(n)}) == 1
+    split_of = splits_of(docs)
+    assert len({split_of[f"{i}"] for i in range(n)}) == 1
 
 pieces = st.lists(st.sampled_from(["word", "\n\n", "\n", " ", "\u2003", "x"*30, "\U0001f642", ". "]) | unicode,
                   max_size=60).map("".join)
@@ -199,7 +200,7 @@ def test_cut_blocks(text, size):
 # ---- windows ----
 
 def ribbon(lengths, other=5):
-    "A store whose training side is the numbers from `other` on, in documents of the given lengths; the pad is -1"
+    "A store whose training split is the numbers from `other` on, in documents of the given lengths; the pad is -1"
     offsets = np.cumsum([0, other, *lengths])
     tokens = np.arange(offsets[-1])
     return SimpleNamespace(tokens=tokens, offsets=offsets, split=lambda s: tokens[offsets[1]:],
@@ -209,7 +210,7 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 @given(lengths, st.integers(1, 20), st.integers(0, 2), st.integers(0, 3))
 def test_packed_windows(docs, length, seed, epoch):
-    "An epoch reads every window once: slices of the side, side by side, that leave less than two windows out"
+    "An epoch reads every window once: slices of the split, one after the other, that leave less than two windows out"
     assume(sum(docs) >= length)
     store = ribbon(docs)
     w = Loader(store, length, 4, seed=seed).window
@@ -304,13 +305,13 @@ def docs_of(n, seed=0): return [Document(f"{seed}-{i}", story((seed, i), 50)) fo
 @given(st.integers(3, 20), st.integers(0, 3))
 @settings(max_examples=20)
 def test_store(tok, tmp_path_factory, n, seed):
-    "Every document stands in it whole, with [EOS] behind it, on the side that `split` gave it"
+    "Every document stands in it whole, with [EOS] after it, in the split that `split` gave it"
     docs, cache = docs_of(n, seed), tmp_path_factory.mktemp("cache")
     store = token_store(corpus(docs), tok, cache)
     want, names = dict(zip([d.name for d in docs], split(corpus(docs)))), store.names()
     k = 0
-    for i, side in enumerate(splits.SPLITS):
-        for a, b in zip(store.documents(side)[:-1], store.documents(side)[1:]):
+    for i, name in enumerate(splits.SPLITS):
+        for a, b in zip(store.documents(name)[:-1], store.documents(name)[1:]):
             text = next(d.text for d in docs if d.name == names[k])
             assert store.tokens[b - 1] == tok.eos and tok.decode(store.tokens[a:b - 1]) == text
             assert want[names[k]] == i and store.n_bytes[k] == len(text.encode())

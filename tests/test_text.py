@@ -365,16 +365,16 @@ def test_versions_of_a_contract_stay_on_one_side():
 @settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(40, 90), st.integers(3, 30))
 def test_groups_are_those_of_all_pairs(seed, n, clauses):
-    "Beside a count of all pairs: the same groups, and the same share wherever a pair is named"
+    "Compared with a count of all pairs: the same groups, and the same overlap of each pair that is named"
     g = rng("clauses", seed)
     clause = [" ".join(f"c{k}w{i}" for i in range(int(g.integers(8, 30)))) for k in range(clauses)]
     made = [" ".join([*(clause[i] for i in g.choice(clauses, int(g.integers(1, min(6, clauses + 1))))),
                       *(f"d{k}w{i}" for i in range(int(g.integers(0, 200))))]) for k in range(n)]
     runs = [{tuple(w[i:i + 8]) for i in range(len(w) - 7)} for w in (t.split() for t in made)]
-    def share(i, j): return len(runs[i] & runs[j])/max(1, min(len(runs[i]), len(runs[j])))
-    want = {(i, j) for i in range(n) for j in range(i + 1, n) if share(i, j) >= .25}
+    def overlap(i, j): return len(runs[i] & runs[j])/max(1, min(len(runs[i]), len(runs[j])))
+    want = {(i, j) for i in range(n) for j in range(i + 1, n) if overlap(i, j) >= .25}
     got = near_duplicates(made)
-    assert all(abs(s - share(i, j)) < 1e-9 for i, j, s in got) and {(i, j) for i, j, _ in got} <= want
+    assert all(abs(s - overlap(i, j)) < 1e-9 for i, j, s in got) and {(i, j) for i, j, _ in got} <= want
     assert groups(n, want) == groups(n, [(i, j) for i, j, _ in got])
 
 def groups(n, pairs):
