@@ -51,7 +51,6 @@ class Corpus:
     "A sequence of documents"
     name: str           # for people: "sotu", a file name, a hub name
     docs: Sequence      # of Document
-
     fingerprint: str    # changes when the text changes
     notes: tuple = ()   # what was left out or changed when it was read, a line each
 
@@ -258,7 +257,6 @@ def _sotu_notes() -> tuple:
 
 def load_corpus(
     path="sotu",              # as DataConfig describes
-
     column: str = "text",     # of a table
     config: str | None = None, # of a hub dataset
 ) -> Corpus:
@@ -309,7 +307,6 @@ class _Occurrences(NamedTuple):
     "Shingles, and the documents that they occur in"
     doc: np.ndarray   # documents, shingle by shingle
     first: np.ndarray # where each shingle begins in doc
-
     df: np.ndarray    # how many documents have it
 
     def where(self, chosen):
@@ -348,7 +345,6 @@ class _Lists(NamedTuple):
     "Lists of documents that share shingles"
     docs: np.ndarray   # list after list
     bounds: np.ndarray # of the lists in docs (lists+1,)
-
     weight: np.ndarray # shingles that have this list (lists,)
 
 def _ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -200,7 +200,6 @@ def difficulty(
     segments: Sequence[Segment],          # of it
     cfg: DifficultyConfig | None = None,
     encoder: Callable | None = None,      # as for vectors
-
 ): # a pandas table
     "A table with the measures, ranks and score (0 easy to 1 hard) of each segment"
     import pandas as pd

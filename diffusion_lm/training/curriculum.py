@@ -86,7 +86,6 @@ class Book(NamedTuple):
     name: str
     text: str          # all documents, with blank lines between them
     sentences: object  # a pandas table in the order of the text: the columns of difficulty, and side
-
     paragraphs: object # the same
     pairs: object      # linked, with score and side
 
@@ -309,7 +308,6 @@ def make_stages(
     tok,               # a Tokenizer
     store: TokenStore,
     length: int,       # this and the rest as for Loader
-
     batch: int,
     seed: int = 0,
     blocks: int = 1,
