@@ -50,7 +50,7 @@ class Document(NamedTuple):
 class Corpus:
     "A sequence of documents"
     name: str           # for people: "sotu", a file name, a hub name
-    docs: Sequence      # of `Document`
+    docs: Sequence      # of Document
     fingerprint: str    # changes when the text changes
     notes: tuple = ()   # what was left out or changed when it was read, a line each
 
@@ -224,8 +224,8 @@ def _pieces(docs: Sequence[Document]) -> list[Document]:
 @dataclass
 class DataConfig:
     "Where the text comes from"
-    path: str = "sotu"         # "sotu", a file, a folder, a table (.jsonl, .csv, .parquet, …), a pipe, or a hub dataset
-    column: str = "text"       # of a table: the column that holds the text
+    path: str = "sotu"        # "sotu", a file, a folder, a table (.jsonl, .csv, .parquet, …), a pipe, or a hub dataset
+    column: str = "text"      # of a table: the column that holds the text
     config: str | None = None # of a hub dataset: its configuration, e.g. "wikitext-103-raw-v1"
     fingerprint: str | None = None # of the text that a run was trained on; training sets it
 
@@ -256,7 +256,7 @@ def _sotu_notes() -> tuple:
     return (f"sotu: the packaged speeches are read, not {here}; give that path for what is in this folder",)
 
 def load_corpus(
-    path="sotu",              # as `DataConfig` describes
+    path="sotu",              # as DataConfig describes
     column: str = "text",     # of a table
     config: str | None = None, # of a hub dataset
 ) -> Corpus:
@@ -306,7 +306,7 @@ def _shingles(
 class _Occurrences(NamedTuple):
     "Shingles, and the documents that they occur in"
     doc: np.ndarray   # documents, shingle by shingle
-    first: np.ndarray # where each shingle begins in `doc`
+    first: np.ndarray # where each shingle begins in doc
     df: np.ndarray    # how many documents have it
 
     def where(self, chosen):
@@ -344,7 +344,7 @@ _COMPARED = 10**9 # how often two documents may be compared because of shingles 
 class _Lists(NamedTuple):
     "Lists of documents that share shingles"
     docs: np.ndarray   # list after list
-    bounds: np.ndarray # of the lists in `docs` (lists+1,)
+    bounds: np.ndarray # of the lists in docs (lists+1,)
     weight: np.ndarray # shingles that have this list (lists,)
 
 def _ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:

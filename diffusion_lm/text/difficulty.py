@@ -199,7 +199,7 @@ def difficulty(
     text: str,                            # a book
     segments: Sequence[Segment],          # of it
     cfg: DifficultyConfig | None = None,
-    encoder: Callable | None = None,      # as for `vectors`
+    encoder: Callable | None = None,      # as for vectors
 ): # a pandas table
     "A table with the measures, ranks and score (0 easy to 1 hard) of each segment"
     import pandas as pd

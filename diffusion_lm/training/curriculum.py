@@ -85,9 +85,9 @@ class Book(NamedTuple):
     "A corpus, its segments and their difficulty"
     name: str
     text: str          # all documents, with blank lines between them
-    sentences: object  # a pandas table in the order of the text: the columns of `difficulty`, and `side`
+    sentences: object  # a pandas table in the order of the text: the columns of difficulty, and side
     paragraphs: object # the same
-    pairs: object      # `linked`, with `score` and `side`
+    pairs: object      # linked, with score and side
 
 # %% ../../nbs/training/75_curriculum.ipynb #5002
 LEAST = 20_000 # bytes of text below which there is nothing to order
@@ -307,7 +307,7 @@ def make_stages(
     book: Book | None, # None if all stages read the running text
     tok,               # a Tokenizer
     store: TokenStore,
-    length: int,       # this and the rest as for `Loader`
+    length: int,       # this and the rest as for Loader
     batch: int,
     seed: int = 0,
     blocks: int = 1,
