@@ -31,7 +31,7 @@ from diffusion_lm.text.difficulty import (
     words,
 )
 from ..text.store import Loader
-from .learner import Callback
+from .learner import Callback, StageSpan
 
 # %% ../../nbs/training/75_curriculum.ipynb #0006
 _CUES = {"claim": "therefore|thus|hence|consequently|accordingly|in conclusion|must|ought|should|cannot but|i believe|i think|i am convinced|it is clear|it is certain|no doubt|surely|undoubtedly",
@@ -236,11 +236,11 @@ class Curriculum(Callback):
     def narrow(self, learn):
         "Set the stage and the range of masked shares of the next step"
         s, n = self.stages[self.at], self.steps(learn)
-        learn.stage = s.name, self.began, self.began + n, self.at < len(self.stages) - 1
+        learn.stage = StageSpan(s.name, self.began, self.began + n, self.at == len(self.stages) - 1)
         span, p = s.high - s.low, (learn.step - self.began)/max(1, n - 1)
-        if (s.low, s.high) == (0, 1) or self.cfg.masking == "random": learn.shares = s.low, s.high # the full range is never narrowed
-        elif self.cfg.masking == "linear": learn.shares = (s.high - span*min(1., p),)*2
-        else: learn.shares = s.low, s.low + span*self.top
+        if (s.low, s.high) == (0, 1) or self.cfg.masking == "random": learn.mask_range = s.low, s.high # the full range is never narrowed
+        elif self.cfg.masking == "linear": learn.mask_range = (s.high - span*min(1., p),)*2
+        else: learn.mask_range = s.low, s.low + span*self.top
 
     def after_step(self, learn):
         if not learn.skipped: self.total, self.n = self.total + learn.loss, self.n + 1
