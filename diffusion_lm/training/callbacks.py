@@ -97,7 +97,7 @@ class Validate(Callback):
     def before_fit(self, learn): learn.done = self.enough(learn) # a run that stopped early stays so when it is resumed
 
     def enough(self, learn):
-        "Were the last `early_stop` evaluations no better than one before? Only the last stage of a curriculum ends a run"
+        "Were the last `early_stop` evaluations no better than one before? Only the last stage of a curriculum counts"
         if not learn.cfg.early_stop or not learn.best: return False
         if learn.stage and not learn.stage.is_last: return False
         since = max(learn.stage.start if learn.stage else 0, learn.best.step)
