@@ -4,60 +4,93 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'draw', 'reshape', 'check_shape', 'Step', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'ReMDM',
-           'PredictorCorrector', 'Ranked', 'Confidence', 'Margin', 'Entropy', 'entropy', 'Daring', 'Threshold',
+           'PredictorCorrector', 'Ranked', 'Confidence', 'Margin', 'entropy', 'Entropy', 'Daring', 'Threshold',
            'Factor', 'EntropyBounded', 'sampler_params', 'make_policy']
 
 # %% ../../nbs/sampling/40_policies.ipynb #0003
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..core import UserError, unknown
-from ..theory.schedule import grid
+from ..theory.schedule import grid as make_grid
 
 # %% ../../nbs/sampling/40_policies.ipynb #0006
-_STRETCH = 64
+_SEGMENT = 64
+_AT_ONCE = 1 << 24 # numbers: 64 MB
 
 def _invert(p, u): # weights (n,k) and uniforms (n,), float64
     "The first index at which the cumulative weight exceeds u of the whole, and how far u is within it, in [0,1)"
     c = p.cumsum(-1)
     at = u[:, None].clamp(max=1 - 2**-52)*c[:, -1:] # rounding must not reach the end
     i = torch.searchsorted(c, at, right=True)
-    return i[:, 0], ((at - c.gather(1, i))/p.gather(1, i) + 1).clamp(0, 1)[:, 0]
+    within = ((at - c.gather(1, i))/p.gather(1, i) + 1).clamp(0, 1)
+    return i[:, 0], within[:, 0]
 
-def draw(logp, # log-probabilities (n,V), normalised or not
-         u):   # uniforms in [0,1), float64 (n,)
+def draw(
+    logp: torch.Tensor, # log-probabilities (n,V), normalised or not
+    u: torch.Tensor,    # uniforms in [0,1), float64 (n,)
+) -> torch.Tensor:
     "One token (n,) from each row, by inverting its cumulative distribution in float64"
-    rows = max(1, (1 << 24)//logp.shape[-1]) # at most 64 MB at once
-    if len(logp) > rows: return torch.cat([draw(a, b) for a, b in zip(logp.split(rows), u.split(rows))])
-    p = F.pad((logp - logp.amax(-1, keepdim=True)).exp(), (0, -logp.shape[-1] % _STRETCH)).unflatten(-1, (-1, _STRETCH))
-    i, u = _invert(p.sum(-1).double(), u)
-    j, _ = _invert(p.gather(1, i[:, None, None].expand(-1, 1, _STRETCH))[:, 0].double(), u)
-    return i*_STRETCH + j
+    n, V = logp.shape
+    rows = max(1, _AT_ONCE//V)
+    if n > rows: return torch.cat([draw(a, b) for a, b in zip(logp.split(rows), u.split(rows))])
+    p = (logp - logp.amax(-1, keepdim=True)).exp()
+    p = F.pad(p, (0, -V % _SEGMENT)).unflatten(-1, (-1, _SEGMENT)) # (n,segments,64)
+    segment, u = _invert(p.sum(-1).double(), u)
+    inside = p.gather(1, segment[:, None, None].expand(-1, 1, _SEGMENT))[:, 0]
+    token, _ = _invert(inside.double(), u)
+    return segment*_SEGMENT + token
+
+# %% ../../nbs/sampling/40_policies.ipynb #2003
+_COLD = 1e-6 # logits over a smaller temperature would overflow
+
+def _tempered(logits, t): # (n,V), (n,1)
+    "Log-probabilities at temperature t; below `_COLD`, only the most probable token is left"
+    cold = t < _COLD
+    logp = (logits/t.masked_fill(cold, 1.)).log_softmax(-1)
+    if not bool(cold.any()): return logp
+    others = torch.arange(logp.shape[-1], device=logp.device) != logp.argmax(-1, keepdim=True)
+    return logp.masked_fill(cold & others, -torch.inf)
+
+def _top_k(logp, k):
+    "Only the k most probable tokens are left"
+    if k >= logp.shape[-1]: return logp
+    best = logp.topk(k)
+    return torch.full_like(logp, -torch.inf).scatter(-1, best.indices, best.values)
+
+def _top_p(logp, share):
+    "Only the fewest tokens that hold this probability are left"
+    if share >= 1: return logp
+    p, order = logp.softmax(-1).sort(-1, descending=True)
+    beyond = p.cumsum(-1) - p >= share # those before it hold enough
+    return logp.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
 
 # %% ../../nbs/sampling/40_policies.ipynb #0009
-def reshape(logits,         # (n,V)
-            temperature=1., # below 1 sharper, above 1 flatter, 0 greedy; a number or one for each row (n,)
-            top_k=None,     # keep the k most probable tokens
-            top_p=None):    # keep the fewest tokens that hold this much probability
+def reshape(
+    logits: torch.Tensor,       # (n,V)
+    temperature=1.,             # below 1 sharper, above 1 flatter, 0 greedy; a number or one for each row (n,)
+    top_k: int | None = None,   # keep the k most probable tokens
+    top_p: float | None = None, # keep the fewest tokens that hold this much probability
+) -> torch.Tensor:
     "Log-probabilities (n,V) after temperature, top-k and top-p"
     t = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).expand(len(logits))[:, None]
-    cold = t < 1e-6 # logits over so little would overflow
-    greedy = bool(cold.any())
-    logp = (logits/t.masked_fill(cold, 1.)).log_softmax(-1)
-    if greedy: logp = logp.masked_fill(cold & (torch.arange(logp.shape[-1], device=logp.device) != logp.argmax(-1, keepdim=True)), -torch.inf)
-    if top_k and top_k < logp.shape[-1]:
-        logp = torch.full_like(logp, -torch.inf).scatter(-1, *reversed(logp.topk(top_k)))
-    if top_p and top_p < 1:
-        p, order = logp.softmax(-1).sort(-1, descending=True)
-        drop = (p.cumsum(-1) - p >= top_p).scatter(-1, order, p.cumsum(-1) - p >= top_p)
-        logp = logp.masked_fill(drop, -torch.inf)
-    return logp.log_softmax(-1) if top_k or top_p or greedy else logp
+    logp = _tempered(logits, t)
+    if top_k: logp = _top_k(logp, top_k)
+    if top_p: logp = _top_p(logp, top_p)
+    cut = top_k or top_p or bool((t < _COLD).any())
+    return logp.log_softmax(-1) if cut else logp
 
-def check_shape(temperature=1., top_k=None, top_p=None):
+# %% ../../nbs/sampling/40_policies.ipynb #2005
+def check_shape(
+    temperature=1., # a number or several
+    top_k=None,
+    top_p=None,
+):
     "Raise `UserError` for numbers out of range"
     for t in temperature if isinstance(temperature, (tuple, list)) else [temperature]:
         if not 0 <= t <= 100: raise UserError(f"temperature must be between 0 and 100, got {t}")
@@ -68,7 +101,7 @@ def check_shape(temperature=1., top_k=None, top_p=None):
 class Step(NamedTuple):
     "Where the loop stands"
     i: int                     # number of this step, from 0
-    shares: np.ndarray         # the grid: masked shares (steps+1,), from 1 down to 0
+    shares: np.ndarray         # the grid: mask ratios (steps+1,), from 1 down to 0
     open: torch.Tensor         # positions that were free at the start (b,l), bool
     times: torch.Tensor        # a uniform for each position, the same in all steps (b,l), float64
     seen: torch.Tensor         # the model's log-probability of each token when it was revealed (b,l), 0 elsewhere
@@ -76,202 +109,278 @@ class Step(NamedTuple):
     raw: torch.Tensor = None   # the model's own log-probabilities there (n,V), before temperature and the like
 
     @property
-    def now(self): return float(self.shares[self.i]) # masked share before this step
+    def now(self): return float(self.shares[self.i])      # mask ratio before this step
     @property
     def next(self): return float(self.shares[self.i + 1]) # and after it
 
+# %% ../../nbs/sampling/40_policies.ipynb #2007
 class Policy:
     "What a sampler decides; this one reveals all that it asked for"
-    exact, forgets, grows = "no", False, False # does it sample from the model; does it mask again; does it choose its own number of steps
-    def grid(self, name, steps): return grid(name, steps)
-    def ask(self, x, masked, step, u): return masked
-    def forget(self, x, masked, step, u): return None
-    def __call__(self, logp, x, masked, step, u): return step.want, draw(logp, u[..., 1][step.want])
+    exact = "no"    # does it sample from the model?
+    forgets = False # does it mask again?
+    grows = False   # does it choose its own number of steps?
+
+    def grid(self, name, steps):
+        "Mask ratios from 1 to 0"
+        return make_grid(name, steps)
+
+    def ask(self, x, masked, step, u):
+        "Positions on which it wants predictions (b,l)"
+        return masked
+
+    def forget(self, x, masked, step, u):
+        "Revealed positions to mask again (b,l), or None"
+        return None
+
+    def __call__(self, logp, x, masked, step, u):
+        "Positions to reveal (b,l) and their tokens (n,)"
+        return step.want, draw(logp, u[..., 1][step.want])
 
 # %% ../../nbs/sampling/40_policies.ipynb #0010
 class Ancestral(Policy):
     "The reverse process: samples from the model as the number of steps grows"
     exact = "as the number of steps grows"
+
     def ask(self, x, masked, step, u):
-        later = torch.from_numpy(-step.shares[1:].astype(np.float64)).to(x.device)
-        interval = torch.searchsorted(later, -step.times) # which interval of the grid each time falls into
+        ends = torch.from_numpy(-step.shares[1:].astype(np.float64)).to(x.device)
+        interval = torch.searchsorted(ends, -step.times) # which interval of the grid each time falls into
         interval = interval.masked_fill(~masked, len(step.shares))
         return masked & (interval == interval.amin(1, keepdim=True))
 
 # %% ../../nbs/sampling/40_policies.ipynb #0014
 class FirstHitting(Policy):
     "One token a step at a random place, the limit of infinitely many ancestral steps: samples from the model"
-    exact, grows = "yes", True
-    def ask(self, x, masked, step, u):
-        return masked & (step.times == step.times.masked_fill(~masked, -1.).amax(1, keepdim=True))
+    exact = "yes"
+    grows = True
 
+    def ask(self, x, masked, step, u):
+        latest = step.times.masked_fill(~masked, -1.).amax(1, keepdim=True)
+        return masked & (step.times == latest)
+
+# %% ../../nbs/sampling/40_policies.ipynb #2009
 class LeftToRight(Policy):
     "The first masked position, one a step: autoregressive sampling"
-    exact, grows = "yes", True # of the model's left-to-right law; for an autoregressive model its only one
-    def ask(self, x, masked, step, u): return masked & (masked.cumsum(1) == 1)
+    exact = "yes" # of the model's left-to-right law
+    grows = True
+
+    def ask(self, x, masked, step, u):
+        return masked & (masked.cumsum(1) == 1)
 
 # %% ../../nbs/sampling/40_policies.ipynb #0017
+_KINDS = ("cap", "rescale", "confidence", "loop")
 _NO_ETA = "eta goes with another kind: confidence masks again as much as the schedule allows"
 
 @dataclass
 class ReMDM(Policy):
-    "Ancestral steps that may mask tokens again: with cap and rescale, samples from the model as the number of steps grows"
+    "Ancestral steps that may mask again: with cap and rescale, samples from the model as the number of steps grows"
     eta: float = .05   # how much is masked again
     kind: str = "cap"  # cap, rescale, confidence or loop
     exact, forgets = "as the number of steps grows", True
 
     def __post_init__(self):
-        if self.kind not in (kinds := ("cap", "rescale", "confidence", "loop")): raise unknown("kind", self.kind, kinds)
+        if self.kind not in _KINDS: raise unknown("kind", self.kind, _KINDS)
         if not 0 <= self.eta <= 1: raise UserError(f"eta must be between 0 and 1, got {self.eta}")
         if self.kind == "confidence" and self.eta != type(self).eta: raise UserError(_NO_ETA)
 
-    def grid(self, name, steps):
-        if self.kind != "loop" or steps < 3: return grid(name, steps)
-        held, last = steps//2, max(1, round(.05*steps))
-        down = .1 + .9*grid(name, steps - held - last) # to 10 % masked, as long as that takes
-        return np.concatenate([down, np.full(held, .1), .1*grid(name, last)[1:]])
-
-    def sigma(self, masked, step):
-        "Probability of being masked again, for each position (b,l)"
-        now, nxt = step.now, step.next
-        most = min(1., nxt/(1 - now)) if now < 1 else 1.
-        if self.kind == "confidence": return most*torch.where(step.open & ~masked, -step.seen.double().exp(), -torch.inf).softmax(1).nan_to_num()
-        if self.kind == "loop" and now != nxt: most = 0.
-        return torch.full(masked.shape, self.eta*most if self.kind == "rescale" else min(self.eta, most), dtype=torch.float64, device=masked.device)
-
     def ask(self, x, masked, step, u):
-        return masked & (u[..., 0] < (1 - step.next - (1 - self.sigma(masked, step))*(1 - step.now))/step.now)
+        sigma = self.sigma(masked, step)
+        return masked & (u[..., 0] < (1 - step.next - (1 - sigma)*(1 - step.now))/step.now)
 
-    def forget(self, x, masked, step, u): return step.open & ~masked & (u[..., 0] < self.sigma(masked, step))
+    def forget(self, x, masked, step, u):
+        return step.open & ~masked & (u[..., 0] < self.sigma(masked, step))
+
+# %% ../../nbs/sampling/40_policies.ipynb #200c
+@patch
+def most(self: ReMDM, step: Step) -> float:
+    "The largest rate that the grid allows in this step"
+    if self.kind == "loop" and step.now != step.next: return 0. # only the level that is held
+    return min(1., step.next/(1 - step.now)) if step.now < 1 else 1.
+
+@patch
+def sigma(self: ReMDM, masked, step: Step) -> torch.Tensor:
+    "Probability of being masked again, for each position (b,l)"
+    most = self.most(step)
+    if self.kind == "confidence":
+        doubt = torch.where(step.open & ~masked, -step.seen.double().exp(), -torch.inf)
+        return most*doubt.softmax(1).nan_to_num()
+    rate = self.eta*most if self.kind == "rescale" else min(self.eta, most)
+    return torch.full(masked.shape, rate, dtype=torch.float64, device=masked.device)
+
+@patch
+def grid(self: ReMDM, name, steps: int) -> np.ndarray:
+    "Mask ratios from 1 to 0"
+    if self.kind != "loop" or steps < 3: return make_grid(name, steps)
+    held, last = steps//2, max(1, round(.05*steps))
+    down = .1 + .9*make_grid(name, steps - held - last) # to 10 % masked, as long as that takes
+    return np.concatenate([down, np.full(held, .1), .1*make_grid(name, last)[1:]])
 
 # %% ../../nbs/sampling/40_policies.ipynb #001b
 @dataclass
 class PredictorCorrector(ReMDM):
-    "Ancestral steps, each followed by corrections at the same level: samples from the model as the number of steps grows"
+    "Ancestral steps, each with corrections at the same level: samples from the model as the number of steps grows"
     eta: float = .1    # share of the revealed tokens that a correction exchanges
     correct: int = 1   # corrections after each step
     kind: str = "cap"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.kind == "loop": raise UserError("kind loop goes with remdm: predictor-corrector holds every level for its corrections anyway")
+        if self.kind == "loop":
+            raise UserError("kind loop goes with remdm: "
+                            "predictor-corrector holds every level for its corrections anyway")
         if not 0 <= self.correct <= 1000: raise UserError(f"correct must be between 0 and 1000, got {self.correct}")
 
     def grid(self, name, steps):
-        g = grid(name, max(1, -(-steps//(self.correct + 1)))) # the corrections count as steps
-        return np.concatenate([g[:1], np.repeat(g[1:-1], self.correct + 1), g[-1:]])
+        levels = make_grid(name, max(1, -(-steps//(self.correct + 1)))) # the corrections count as steps
+        inner = np.repeat(levels[1:-1], self.correct + 1)
+        return np.concatenate([levels[:1], inner, levels[-1:]])
 
-    def sigma(self, masked, step): return super().sigma(masked, step)*(step.now == step.next)
+    def most(self, step):
+        return super().most(step) if step.now == step.next else 0. # only corrections mask again
+
+# %% ../../nbs/sampling/40_policies.ipynb #200e
+_TIE = 2**-14
+
+def _ranked(score): # (b,l)
+    "Positions, the highest score first (b,l); of those that are closer together than `_TIE`, the first"
+    s, order = score.sort(dim=1, descending=True)
+    gap = s[:, :-1] - s[:, 1:] > _TIE
+    group = F.pad(gap.cumsum(1), (1, 0)) # the same number for all scores without a gap between them
+    return torch.empty_like(group).scatter(1, order, group).argsort(dim=1, stable=True)
 
 # %% ../../nbs/sampling/40_policies.ipynb #001e
 def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
     return torch.full(want.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(want, values)
 
-_TIE = 2**-14
-
-def _ranked(score): # (b,l)
-    "Positions, the highest score first (b,l); of those that are closer together than `_TIE`, the first"
-    s, order = score.sort(dim=1, descending=True)
-    group = F.pad((s[:, :-1] - s[:, 1:] > _TIE).cumsum(1), (1, 0)) # the same number for all that hang together
-    return torch.empty_like(group).scatter(1, order, group).argsort(dim=1, stable=True)
-
 class Ranked(Policy):
     "Reveal a fixed number of tokens where the score is highest"
-    def score(self, raw, tokens): raise NotImplementedError # (n,V), (n,) -> (n,)
+    def score(self, raw, tokens): # (n,V), (n,)
+        "How sure the model is of each position (n,)"
+        raise NotImplementedError
 
     def due(self, masked, step):
         "How many positions of each row the grid wants revealed now (b,)"
         return masked.sum(1) - (step.open.sum(1)*step.next).floor().long()
 
-    def ask(self, x, masked, step, u): return masked & (self.due(masked, step) > 0)[:, None]
-    def count(self, score, masked, step): return self.due(masked, step) # score (b,l): sorted, best first
+    def count(self, score, masked, step): # score (b,l), sorted, best first
+        "How many positions of each row to reveal (b,)"
+        return self.due(masked, step)
+
+    def ask(self, x, masked, step, u):
+        return masked & (self.due(masked, step) > 0)[:, None]
 
     def __call__(self, logp, x, masked, step, u):
         tokens = draw(logp, u[..., 1][step.want])
         score = _table(self.score(step.raw, tokens), step.want)
         order = _ranked(score)
         n = self.count(score.gather(1, order), masked, step)
-        pos = step.want & (order.argsort(1) < n[:, None])
-        return pos, tokens[pos[step.want]]
+        revealed = step.want & (order.argsort(1) < n[:, None])
+        return revealed, tokens[revealed[step.want]]
 
+# %% ../../nbs/sampling/40_policies.ipynb #2011
 class Confidence(Ranked):
     "Reveal the most probable of the drawn tokens; tidier than the model, and not a sample from it"
     def score(self, raw, tokens): return raw.gather(1, tokens[:, None])[:, 0]
 
+# %% ../../nbs/sampling/40_policies.ipynb #2013
 class Margin(Ranked):
     "Reveal where the best token leads the second by most; one token a step, a sample from the model in that order"
     exact = "one token a step"
     def score(self, raw, tokens): return raw.topk(2).values.exp().diff(dim=-1)[:, 0].neg()
+
+# %% ../../nbs/sampling/40_policies.ipynb #2015
+def entropy(logp: torch.Tensor) -> torch.Tensor: # (…,V)
+    "Entropy in nats (…)"
+    return -(logp.exp()*logp.masked_fill(logp == -torch.inf, 0.)).sum(-1)
 
 class Entropy(Ranked):
     "Reveal where the prediction has least entropy; one token a step, a sample from the model in that order"
     exact = "one token a step"
     def score(self, raw, tokens): return entropy(raw).neg()
 
-def entropy(logp): # (…,V)
-    "Entropy in nats (…)"
-    return -(logp.exp()*logp.masked_fill(logp == -torch.inf, 0.)).sum(-1)
-
 # %% ../../nbs/sampling/40_policies.ipynb #0022
 class Daring(Ranked):
     "Ranked, with a number of tokens that depends on the predictions, at least one"
     grows = True
+
+    def sure(self, score): # (b,l), best first
+        "How many positions are sure enough (b,)"
+        raise NotImplementedError
+
     def ask(self, x, masked, step, u): return masked
     def count(self, score, masked, step): return self.sure(score).clamp(min=1)
-    def sure(self, score): raise NotImplementedError # (b,l), best first -> how many to reveal (b,)
 
+# %% ../../nbs/sampling/40_policies.ipynb #2017
 @dataclass
 class Threshold(Daring, Confidence):
     "Reveal all tokens that the model gives more than `tau`; not a sample from the model"
-    tau: float = .9    # probability from which on a token counts as certain
+    tau: float = .9 # probability from which on a token counts as certain
 
     def __post_init__(self):
         if not 0 <= self.tau <= 1: raise UserError(f"tau must be between 0 and 1, got {self.tau}")
 
     def sure(self, score): return (score.exp() > self.tau).sum(1)
 
+# %% ../../nbs/sampling/40_policies.ipynb #2019
 @dataclass
 class Factor(Daring, Confidence):
     "Reveal the n most confident tokens with (n+1)(1-confidence of the last) < `factor`; not a sample from the model"
-    factor: float = 1. # how much doubt to accept, shared among the tokens
+    factor: float = 1. # how much doubt to accept, divided among the tokens
 
     def __post_init__(self):
         if not self.factor > 0: raise UserError(f"factor must be positive, got {self.factor}")
 
     def sure(self, score):
         n = torch.arange(1, score.shape[1] + 1, device=score.device)
-        return (n*((n + 1)*(1 - score.exp()) < self.factor)*score.isfinite()).amax(1)
+        fits = ((n + 1)*(1 - score.exp()) < self.factor) & score.isfinite()
+        return (n*fits).amax(1)
 
+# %% ../../nbs/sampling/40_policies.ipynb #201b
 @dataclass
 class EntropyBounded(Daring, Entropy):
-    "Reveal the surest positions while their entropies, without the largest, add up to at most `gamma`: a sample from the model as that goes to zero"
-    gamma: float = .1  # nats
+    "Reveal the surest positions within `gamma` nats of entropy; a sample from the model as gamma goes to zero"
+    gamma: float = .1 # nats; the largest entropy does not count
     exact = "as gamma goes to zero"
 
     def __post_init__(self):
         if not self.gamma >= 0: raise UserError(f"gamma must not be negative, got {self.gamma}")
 
     def sure(self, score):
-        before = score.neg().masked_fill(score == -torch.inf, torch.inf).cumsum(1).roll(1, 1) # of the surer ones
+        h = score.neg().masked_fill(score == -torch.inf, torch.inf)
+        before = h.cumsum(1).roll(1, 1) # entropies of the surer positions together
         before[:, 0] = 0
         return ((before <= self.gamma) & score.isfinite()).sum(1)
 
 # %% ../../nbs/sampling/40_policies.ipynb #0025
-SAMPLERS = {"ancestral": Ancestral, "first-hitting": FirstHitting, "left-to-right": LeftToRight, "confidence": Confidence, "margin": Margin, "entropy": Entropy,
-            "threshold": Threshold, "factor": Factor, "entropy-bounded": EntropyBounded, "remdm": ReMDM, "predictor-corrector": PredictorCorrector}
+SAMPLERS = {
+    "ancestral": Ancestral,
+    "first-hitting": FirstHitting,
+    "left-to-right": LeftToRight,
+    "confidence": Confidence,
+    "margin": Margin,
+    "entropy": Entropy,
+    "threshold": Threshold,
+    "factor": Factor,
+    "entropy-bounded": EntropyBounded,
+    "remdm": ReMDM,
+    "predictor-corrector": PredictorCorrector,
+}
 
-def sampler_params(name):
+def sampler_params(name: str) -> dict:
     "The parameters of a sampler and their defaults"
-    return {f.name: f.default for f in fields(SAMPLERS[name])} if hasattr(SAMPLERS[name], "__dataclass_fields__") else {}
+    cls = SAMPLERS[name]
+    return {f.name: f.default for f in fields(cls)} if is_dataclass(cls) else {}
 
-def make_policy(name,   # one of `SAMPLERS`, or a policy
-                **kw):  # its parameters
+def make_policy(
+    name: str | Policy, # one of SAMPLERS, or a policy
+    **kw,               # its parameters
+) -> Policy:
     "A policy by its name; raises `UserError` for an unknown name or parameter"
     if not isinstance(name, str): return name
     if name not in SAMPLERS: raise unknown("sampler", name, SAMPLERS)
     has = sampler_params(name)
+    takes = ", ".join(has) or "no parameters"
     for k in kw:
-        if k not in has: raise UserError(f"sampler {name} takes " + (f"{', '.join(has)}" if has else "no parameters") + f", not {k}")
+        if k not in has: raise UserError(f"sampler {name} takes {takes}, not {k}")
     if "eta" in kw and kw.get("kind") == "confidence": raise UserError(_NO_ETA)
     return SAMPLERS[name](**kw)
