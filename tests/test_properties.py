@@ -364,7 +364,7 @@ def test_two_processes_build_a_store_at_once(tmp_path, book):
 powers = st.floats(.2, 5)
 ends = st.tuples(st.floats(0, .45), st.floats(.55, 1))
 
-@given(st.sampled_from(SCHEDULES), powers, ends)
+@given(st.sampled_from([*SCHEDULES]), powers, ends)
 def test_schedule(name, power, clip):
     s, t = make_schedule(name, power, *clip), torch.linspace(0, 1, 201, dtype=torch.float64)
     m = s.m(t)

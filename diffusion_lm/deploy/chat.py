@@ -19,9 +19,8 @@ from ..lm import as_words
 from ..models.thought import Thoughts, between, newest_first
 from ..models.thought_model import fingerprint, revived
 from ..sampling.player import denoising_player
-from ..sampling.policies import check_shape, make_policy
 from ..sampling.repair import repair
-from ..sampling.sampler import denoise
+from ..sampling.sampler import PLAIN, denoise
 from ..weights import read_weights, save_weights
 
 # %% ../../nbs/deploy/94_chat.ipynb #0006
@@ -56,7 +55,7 @@ class Chat:
         self.sampler = sampler or ("left-to-right" if lm.model.causal else "ancestral")
         if not 1 <= self.length <= most: raise UserError(f"length must be between 1 and {most}, got {self.length}")
         if not 1 <= steps <= 1 << 16: raise UserError(f"steps must be between 1 and {1 << 16}, got {steps}")
-        make_policy(self.sampler); check_shape(temperature) # complain about both now
+        PLAIN.but(sampler=self.sampler, temperature=temperature).check()
         if lm.model.causal and self.sampler != "left-to-right": raise UserError(f"an autoregressive model samples left-to-right, not by '{self.sampler}'")
 
     def begin(self):

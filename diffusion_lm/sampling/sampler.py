@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..core import UserError, rng, unknown
-from .policies import FirstHitting, LeftToRight, Policy, Step, check_shape, make_policy
+from .policies import FirstHitting, LeftToRight, Policy, Step, make_policy
 from ..theory.denoiser import NOTHING, Carry, Denoiser, cut_spans
 
 # %% ../../nbs/sampling/41_sampler.ipynb #5005
@@ -71,10 +71,20 @@ def check(self:SampleOptions) -> SampleOptions:
     if self.block is not None and self.block < 1: raise UserError(f"block must be at least 1, got {self.block}")
     if not -1 <= self.guidance <= 100: raise UserError(f"guidance must be between -1 and 100, got {self.guidance}")
     policy.grid(self.grid_name, self.steps) # complains about both
-    check_shape(self.temperature, self.top_k, self.top_p)
+    self._check_shape()
     if not 0 < self.repetition <= 100:
         raise UserError(f"repetition must be above 0 and at most 100, got {self.repetition}")
     return self
+
+@patch
+def _check_shape(self:SampleOptions):
+    "Raise `UserError` for a temperature, top-k or top-p out of range"
+    two = isinstance(self.temperature, (tuple, list))
+    for t in self.temperature if two else [self.temperature]:
+        if not 0 <= t <= 100: raise UserError(f"temperature must be between 0 and 100, got {t}")
+    if self.top_k is not None and self.top_k < 1: raise UserError(f"top_k must be at least 1, got {self.top_k}")
+    if self.top_p is not None and not 0 < self.top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
 # %% ../../nbs/sampling/41_sampler.ipynb #0008
 @dataclass(frozen=True)
