@@ -1,13 +1,13 @@
 """Do thoughts earn their place? The runs behind the results pages on thoughts.
 
-    python bench/thoughts.py costs [KIND …]    CPU seconds of a step of each kind, interleaved in one process → bench/thoughts_costs.json
-    python bench/thoughts.py throughput        tokens per second at preset small beside baselines of as many parameters → bench/records/thoughts-throughput.json
-    python bench/thoughts.py list              the arms, and which of them are there
-    python bench/thoughts.py train [NAME …]    train and score those that are missing, one after another → bench/records/thoughts.jsonl
-    python bench/thoughts.py steps RUN …       texts of these runs in 16 to 128 steps, judged → bench/records/thoughts-steps.jsonl
-    python bench/thoughts.py looks RUN         what a second look through the loophole gains → bench/records/thoughts-loophole.json
-    python bench/thoughts.py ceiling RUN       what a baseline gains when words of the passages before are made more probable by hand → bench/records/thoughts-ceiling.json
-    python bench/thoughts.py probe RUN         the path of its thoughts, and what they know → bench/records/thoughts-probe-RUN.json
+    python experiments/thoughts.py costs [KIND …]    CPU seconds of a step of each kind, interleaved in one process → experiments/records/thoughts/costs.json
+    python experiments/thoughts.py throughput        tokens per second at preset small beside baselines of as many parameters → experiments/records/thoughts/throughput.json
+    python experiments/thoughts.py list              the arms, and which of them are there
+    python experiments/thoughts.py train [NAME …]    train and score those that are missing, one after another → experiments/records/thoughts/arms.jsonl
+    python experiments/thoughts.py steps RUN …       texts of these runs in 16 to 128 steps, judged → experiments/records/inside_thoughts/steps.jsonl
+    python experiments/thoughts.py looks RUN         what a second look through the loophole gains → experiments/records/inside_thoughts/loophole.json
+    python experiments/thoughts.py ceiling RUN       what a baseline gains when words of the passages before are made more probable by hand → experiments/records/thoughts/ceiling.json
+    python experiments/thoughts.py probe RUN         the path of its thoughts, and what they know → experiments/records/inside_thoughts/probe-RUN.json
 
 Main arms have 20 minutes of one core each. Two arms go on from the reference model for ten minutes, ablations for five, since thoughts
 have little to say to a model that knows nothing yet. All steps have 4,096 tokens. An arm's number of
@@ -41,7 +41,7 @@ from diffusion_lm.training.run import train
 from diffusion_lm.weights import load_weights
 
 HERE = Path(__file__).parent
-COSTS, RECORDS, PREFIX = HERE/"thoughts_costs.json", HERE/"records"/"thoughts.jsonl", "th-"
+COSTS, RECORDS, PREFIX = HERE/"records"/"thoughts"/"costs.json", HERE/"records"/"thoughts"/"arms.jsonl", "th-"
 PASSAGE, TOKENS, BUDGET, SHORT = 64, 4096, 1200, 300 # tokens of a passage and of a step; CPU seconds of a main arm and of an ablation
 WIDTH = 272 # of the baselines: as many parameters as the model with thoughts; checked by `costs`
 LABEL = 12 # room for year and president
@@ -135,7 +135,7 @@ def throughput(rounds=9):
            "tokens_per_cpu_second": {k: b*l/statistics.median(v) for k, v in seconds.items()},
            "relative_to_baseline_on_passages": {k: [f(b/a for a, b in zip(v, seconds["baseline on passages"])) for f in (statistics.median, min, max)] for k, v in seconds.items()}}
     print(out)
-    write_json(HERE/"records"/"thoughts-throughput.json", out)
+    write_json(HERE/"records"/"thoughts"/"throughput.json", out)
 
 def arms():
     "Name → (kind, seed, steps): main arms at seeds 0, 1, 2, one with the loophole, then the ablations"
@@ -165,7 +165,7 @@ def steps_of_denoising(*runs):
     "32 texts of two passages with each run, number of steps and temperature, judged"
     from diffusion_lm.evaluation.quality import Judge
     from pareto import judged, write
-    path, judge = HERE/"records"/"thoughts-steps.jsonl", Judge()
+    path, judge = HERE/"records"/"inside_thoughts"/"steps.jsonl", Judge()
     done = {(r["run"], r["steps"], r["temperature"]) for r in read_jsonl(path)} if path.exists() else set()
     for run in runs:
         lm = DiffusionLM.from_run(run, device="cpu")
@@ -211,7 +211,7 @@ def ceiling(run):
         nats, size = boosted(lm, store, "test", past, [0., alphas[chosen]])
         rows.append({"passages": past, "alpha": alphas[chosen], "nats": nats.round(2).tolist(), "bytes": size.tolist()})
         print(rows[-1]["passages"], alphas[chosen], nats.sum(0)[1]/nats.sum(0)[0] - 1, flush=True)
-    write_json(HERE/"records"/"thoughts-ceiling.json", {"run": run, "rows": rows})
+    write_json(HERE/"records"/"thoughts"/"ceiling.json", {"run": run, "rows": rows})
 
 @torch.no_grad()
 def second_look(run, draws=4):
@@ -232,7 +232,7 @@ def second_look(run, draws=4):
         rows.append(total)
     rows, rms = np.array(rows), lambda z: float(z.square().mean().sqrt())
     print(rows.sum(0)[1]/rows.sum(0)[0] - 1)
-    write_json(HERE/"records"/"thoughts-loophole.json", {"run": run, "nats": rows.round(2).tolist(), "gate": rms(model.open), "embedding": rms(model.embed.weight)})
+    write_json(HERE/"records"/"inside_thoughts"/"loophole.json", {"run": run, "nats": rows.round(2).tolist(), "gate": rms(model.open), "embedding": rms(model.embed.weight)})
 
 def topics(texts, k=8):
     "A topic for each text, by non-negative factors of its words; and the topics' words"
@@ -279,7 +279,7 @@ def probe(run):
         before = lm.model.study(x[held, :-PASSAGE])
         while_written = torch.stack([newest_first(lm.model.remember(x[held, -PASSAGE:].masked_fill(order[held] < s, tok.mask), before)).maps[:, 0] for s in shares], 1)
     paths["trained, while a passage is revealed"] = evolution(while_written, docs[held])
-    write_json(HERE/"records"/f"thoughts-probe-{run}.json", {"run": run, "stretches": len(x), "documents": len(set(docs)), "topics": words, "evolution": paths, "probes": found})
+    write_json(HERE/"records"/"inside_thoughts"/f"probe-{run}.json", {"run": run, "stretches": len(x), "documents": len(set(docs)), "topics": words, "evolution": paths, "probes": found})
 
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs(*names))

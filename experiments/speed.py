@@ -1,6 +1,6 @@
 """What makes a training step fast, measured singly: the records behind the results page "Speed".
 
-    python bench/speed.py paid [--json FILE]   each measure on and off, turn by turn in one process (allocator: fresh processes)
+    python experiments/speed.py paid [--json FILE]   each measure on and off, turn by turn in one process (allocator: fresh processes)
 
 The rest of that page comes from `dlm bench train|overhead|memory --json`. Run it with nothing else on the machine.
 """

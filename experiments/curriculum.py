@@ -1,9 +1,9 @@
 """Does a curriculum help a model that has one book? The runs behind the results pages on curricula.
 
-    python bench/curriculum.py costs                     CPU seconds of a step of each stage, interleaved in one process → bench/curriculum_costs.json
-    python bench/curriculum.py list BOOK                 the arms, and which of them are there
-    python bench/curriculum.py train BOOK [NAME …]       train those that are missing, score them, and judge what they write → bench/records/curriculum.jsonl
-    python bench/curriculum.py long BOOK KIND …          the same, each beyond the point where it stops improving
+    python experiments/curriculum.py costs                     CPU seconds of a step of each stage, interleaved in one process → experiments/records/curriculum/costs.json
+    python experiments/curriculum.py list BOOK                 the arms, and which of them are there
+    python experiments/curriculum.py train BOOK [NAME …]       train those that are missing, score them, and judge what they write → experiments/records/curriculum/arms.jsonl
+    python experiments/curriculum.py long BOOK KIND …          the same, each beyond the point where it stops improving
 
 BOOK is a text file; an arm is called after it, as in frankenstein-closing-s0. Arms have five minutes of one core each, in bfloat16 (a
 core that multiplies it in hardware takes 2.6 times as many steps as in float32, and one that does not, far fewer); all steps have 4,096
@@ -32,7 +32,7 @@ from diffusion_lm.training.report import style_figures
 from diffusion_lm.training.run import train
 
 HERE = Path(__file__).parent
-COSTS, RECORDS = HERE/"curriculum_costs.json", HERE/"records"/"curriculum.jsonl"
+COSTS, RECORDS = HERE/"records"/"curriculum"/"costs.json", HERE/"records"/"curriculum"/"arms.jsonl"
 BUDGET, LONG, DRAWS, TEXTS = 300, 3000, 16, 64 # CPU seconds of an arm; steps of a long one; passes over the held-out text; texts to judge
 
 READS, EASY, LOW, HIGH = ["sentences", "pairs", "paragraphs"], [.3334, .6667, 1.], [.75, .4, .1], [.9, .6, .3]

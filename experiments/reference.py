@@ -1,6 +1,6 @@
 """The reference model, checkpoints/sotu-4m: trained by the recipe of that name, packed as bfloat16, scored as it is packed.
 
-    python bench/reference.py [OPTIONS OF dlm train]   train it, or go on where it was interrupted, then pack and score it
+    python experiments/reference.py [OPTIONS OF dlm train]   train it, or go on where it was interrupted, then pack and score it
 
 An hour on two CPU cores; it may take several sittings. Afterwards commit config.yaml, log.jsonl, summary.json, tokenizer.json and model.safetensors.
 """

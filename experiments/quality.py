@@ -1,8 +1,8 @@
 """Quality per minute: the runs behind the results page of that name, at equal CPU time.
 
-    python bench/quality.py costs            CPU seconds of a step of each kind, interleaved in one process → bench/quality_costs.json
-    python bench/quality.py list             the arms, and which of them are there
-    python bench/quality.py train [NAME …]   train those that are missing (about 10 minutes each on one core), one after another
+    python experiments/quality.py costs            CPU seconds of a step of each kind, interleaved in one process → experiments/records/quality_per_minute/costs.json
+    python experiments/quality.py list             the arms, and which of them are there
+    python experiments/quality.py train [NAME …]   train those that are missing (about 10 minutes each on one core), one after another
 
 An arm's number of steps is fixed beforehand: the budget over the cost of its step. So it does not matter how busy the machine is
 while an arm trains, and the learning-rate schedule of every arm ends where its time does.
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from arms import configuration, one_core, serve
+from arms import configuration, keep_record, one_core, serve
 from diffusion_lm.bench import Contestant, FixedBatch, XObjective, XTransformer
 from diffusion_lm.core import UserError, interleaved, seed_everything
 from diffusion_lm.files import read_json, runs_dir, write_json
@@ -23,7 +23,8 @@ from diffusion_lm.theory.objective import Objective
 from diffusion_lm.training.recipe import build
 from diffusion_lm.training.run import train
 
-COSTS = Path(__file__).with_name("quality_costs.json")
+RECORDS = Path(__file__).parent/"records"/"quality_per_minute"
+COSTS = RECORDS/"costs.json"
 BUDGET = 558 # CPU seconds of an arm: its steps are this over the cost of one of its steps in COSTS, and here alone
 PREFIX = "qpm-"
 
@@ -74,11 +75,12 @@ def arms():
 def train_arm(name, kind, options):
     cfg = configuration("demo", {"trainer.eval_every": 71, "trainer.save_every": 10**6, **options})
     train(cfg, name, overwrite=True, make=peer(kind) if kind in STARTS else build)
+    keep_record(runs_dir()/name, RECORDS/name)
 
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
     todo = {n: a for n, a in arms().items() if not names or n in names}
-    done = lambda n: (runs_dir()/n/"summary.json").exists()
+    done = lambda n: (RECORDS/n/"summary.json").exists()
     if not serve(what, todo, done, lambda a: a[1], train_arm): print(__doc__); return 2
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Every sampler on one checkpoint: the records behind the results page on samplers.
 
-    python bench/pareto.py list RUN               the settings, and which of them are measured
-    python bench/pareto.py texts RUN [NAME …]     write and judge 32 texts with each setting that is missing → bench/records/pareto-RUN.jsonl
-    python bench/pareto.py infill RUN             fill held-out spans with each sampler and compare → bench/records/infill-RUN.json
+    python experiments/pareto.py list RUN               the settings, and which of them are measured
+    python experiments/pareto.py texts RUN [NAME …]     write and judge 32 texts with each setting that is missing → experiments/records/samplers/pareto-RUN.jsonl
+    python experiments/pareto.py infill RUN             fill held-out spans with each sampler and compare → experiments/records/samplers/infill-RUN.json
 
 Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again, so several processes may share the names.
 RUN may be a run on other text (--data.path of its recipe); the reference row is that run's own test text.
@@ -23,7 +23,7 @@ from diffusion_lm.sampling.sampler import denoise
 from diffusion_lm.text.store import store_of
 from diffusion_lm.training.recipe import load_config
 
-RECORDS = Path(__file__).with_name("records")
+RECORDS = Path(__file__).parent/"records"/"samplers"
 N, SPANS, SPAN = 32, 128, 16 # texts; held-out spans and their tokens
 
 def settings():

@@ -1,6 +1,6 @@
 """A step of an exported run on this CPU beside its roofline: the record that the page on the Jetson draws.
 
-    python bench/device.py RUN        on one thread and on all cores → bench/records/device-RUN.json
+    python experiments/device.py RUN        on one thread and on all cores → experiments/records/jetson/device-RUN.json
 
 The machine is measured before and after the model, as `measure_device` does it; the model as `bench_device` does it on a board. Run it
 with nothing else on the machine. Needs the extra `export`.
@@ -38,7 +38,7 @@ def main(*runs):
             out.append(record | {"device": asdict(here), "load_before": load})
             print("\n".join(device_lines(record)))
             for r in device_rows(record, here): print(f"{here.name}, {r['precision']}, batch {r['batch']}: predicted over measured {r['predicted']/r['measured']:.2f}")
-    write_json(Path(__file__).parent/"records"/f"device-{lm.name}.json", out)
+    write_json(Path(__file__).parent/"records"/"jetson"/f"device-{lm.name}.json", out)
 
 if __name__ == "__main__":
     try: sys.exit(main(*sys.argv[1:]))

@@ -1,6 +1,6 @@
 """What an export costs and gains: the record behind the page on export.
 
-    python bench/export.py [--rounds N] [--presets tiny,small] [--runs sotu-4m] [--cpu-seconds] [--out FILE]
+    python experiments/export.py [--rounds N] [--presets tiny,small] [--runs sotu-4m] [--cpu-seconds] [--out FILE]
 
 Speed turn by turn in one process, at the presets, with untrained weights: PyTorch, and ONNX Runtime in fp32, fp16, int8 (dynamic) and int8
 (static), a pass over a text and the writing of one. Quality on the test text of trained runs. Run it with nothing else on the machine.
@@ -100,7 +100,7 @@ if __name__ == "__main__":
     p.add_argument("--runs", default="sotu-4m", help="trained runs, separated by commas")
     p.add_argument("--tokens", type=int, default=32768)
     p.add_argument("--draws", type=int, default=4)
-    p.add_argument("--out", default=str(Path(__file__).parent/"records"/"export.json"))
+    p.add_argument("--out", default=str(Path(__file__).parent/"records"/"latency"/"export.json"))
     p.add_argument("--cpu-seconds", dest="cpu", action="store_true", help="count CPU time, on one thread")
     o = p.parse_args()
     if o.cpu: clock = time.process_time; torch.set_num_threads(1)

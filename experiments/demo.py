@@ -1,6 +1,6 @@
 """What `dlm demo` reaches on this machine: the demo itself, at three seeds, one after another, with nothing else running.
 
-    python bench/demo.py [SEED …]      → bench/records/demo.jsonl, which README and the home page quote
+    python experiments/demo.py [SEED …]      → experiments/records/index/demo.jsonl, which README and the home page quote
 
 The loop measures a step and takes as many as fit into its minutes, so a busy machine trains less: leave it alone meanwhile.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffusion_lm.files import append_jsonl
 
-RECORD = Path(__file__).parent/"records"/"demo.jsonl"
+RECORD = Path(__file__).parent/"records"/"index"/"demo.jsonl"
 KEPT = ("steps", "tokens", "epochs", "seconds", "cpu_seconds", "tokens_per_second", "machine", "dtype", "parameters", "bits_per_byte",
         "monte_carlo_error", "by_document", "yardsticks", "versions")
 

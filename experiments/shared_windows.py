@@ -1,6 +1,6 @@
 """Documents share windows: how much does it change a score, and the interval around it?
 
-    python bench/shared_windows.py RUN      score the run's test side twice → bench/records/shared_windows.json
+    python experiments/shared_windows.py RUN      score the run's test side twice → experiments/records/metrics/shared_windows.json
 
 Once as `evaluate` does, in windows that are cut from all documents one behind another, so that the end of one is predicted with the
 beginning of the next in sight; and once with each document in windows of its own, filled up with padding. Use a run whose documents
@@ -22,7 +22,7 @@ from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.training.recipe import load_config
 
-RECORD = Path(__file__).parent/"records"/"shared_windows.json"
+RECORD = Path(__file__).parent/"records"/"metrics"/"shared_windows.json"
 
 def alone(tokens, offsets, length, pad):
     "Windows (n,l) in which each document is by itself, and the document of each token (n,l), -1 at padding"

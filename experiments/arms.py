@@ -1,4 +1,6 @@
 """What the scripts with arms share: a recipe at a fixed number of steps on one core, and which arms are done."""
+import shutil
+
 import torch
 
 from diffusion_lm.cli import parse_train
@@ -11,6 +13,11 @@ FIXED = {"trainer.dtype": "float32", "trainer.minutes": "null", "trainer.sample_
 def configuration(recipe, options):
     "The `RunConfig` of a recipe with `FIXED` and some options"
     return parse_train(["--config", recipe, *(a for k, v in (FIXED | options).items() for a in (f"--{k}", str(v)))])[0]
+
+def keep_record(run, to):
+    "Copy what a page may cite of a run: its settings, its log and its summary"
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "log.jsonl", "summary.json"): shutil.copy(run/name, to/name)
 
 def one_core():
     torch.set_num_threads(1); keep_memory() # no thread waits for another on a busy machine
