@@ -3,7 +3,7 @@
     python experiments/curriculum.py costs                CPU seconds of a step of each stage, interleaved
                                                           → records/curriculum/costs.json
     python experiments/curriculum.py list BOOK            the arms, and which of them are there
-    python experiments/curriculum.py train BOOK [NAME …]  train those that are missing, score them, and judge their texts
+    python experiments/curriculum.py train BOOK [NAME …]  train those that are missing, and judge their texts
                                                           → records/curriculum/arms.jsonl
     python experiments/curriculum.py long BOOK KIND …     the same, each beyond the point where it stops improving
 

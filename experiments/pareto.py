@@ -70,7 +70,8 @@ def judged(lm, ids, judge):
     nats, tokens, size = terms = judge.nats(texts)
     q = {k: asdict(v) if hasattr(v, "value") else v for k, v in sample_quality(texts, ids, terms).items()}
     return q | {"nats": nats.round(1).tolist(), "tokens": tokens.astype(int).tolist(),
-                "bytes": size.astype(int).tolist(), "entropies": token_entropy(ids).round(4).tolist(), "text": texts[0][:400]}
+                "bytes": size.astype(int).tolist(), "entropies": token_entropy(ids).round(4).tolist(),
+                "text": texts[0][:400]}
 
 def held_out(lm, run, n, length):
     "Windows (n,length) of the run's own test text, spread evenly"
