@@ -48,7 +48,7 @@ NO_PROSE = [
     re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$", re.S),
     re.compile(r"\]\([^)\n]*\)|https?://\S+|<(?!!)[^>\n]+>"),
 ]
-RECORDS = ("checkpoints/", "experiments/records/", "bench/records/")
+RECORDS = ("checkpoints/", "experiments/records/")
 DOCUMENTS = {".md", ".yml", ".yaml", ".toml", ".ini", ".cff"}
 
 

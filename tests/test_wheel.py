@@ -35,7 +35,7 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT/"diffusion_lm").rglob("*.py")} <= set(names)
     for folder in ("recipes", "assets"): assert {f"diffusion_lm/{folder}/{p.name}" for p in (ROOT/"diffusion_lm"/folder).iterdir()} <= set(names)
-    assert not [n for n in names if n.endswith((".ipynb", ".safetensors")) or n.startswith(("tests/", "bench/", "nbs/"))]
+    assert not [n for n in names if n.endswith((".ipynb", ".safetensors")) or n.startswith(("tests/", "experiments/", "nbs/"))]
     assert any(n.endswith("entry_points.txt") for n in names)
 
 def test_demo_outside_the_repository(wheel, tmp_path):

@@ -16,69 +16,122 @@ from ..models.thought import newest_first
 
 # %% ../../nbs/lab/80_probes.ipynb #0006
 @torch.no_grad()
-def thought_path(model, x, rows=64): # stretches (n,passages·block)
+def thought_path(
+    model,                  # a model with thoughts
+    x: torch.Tensor,        # segments (n,passages·block)
+    rows: int = 64,         # how many segments at once
+) -> torch.Tensor:
     "The newest thought after each passage (n,passages,*dims,channels), float32 on the CPU"
     if not model.thought: raise UserError("this model has no thoughts")
     out, device = [], next(model.parameters()).device
     for part in x.split(rows):
-        s, seen = model.begin(len(part)), []
-        for p in part.to(device).split(model.block, 1):
-            s = model.remember(p, s)
-            seen.append(newest_first(s).maps[:, 0].float().cpu())
-        out.append(torch.stack(seen, 1))
+        state, path = model.begin(len(part)), []
+        for passage in part.to(device).split(model.block, 1):
+            state = model.remember(passage, state)
+            path.append(newest_first(state).maps[:, 0].float().cpu())
+        out.append(torch.stack(path, 1))
     return torch.cat(out)
 
 # %% ../../nbs/lab/80_probes.ipynb #0009
-def evolution(z,          # thoughts (n,passages,…)
-              documents): # of each row (n,)
+def _cosines(a, b): return F.cosine_similarity(a, b, -1).mean(0).tolist()
+
+def _by_place(z): # thoughts (n,passages,dimensions), float64
+    "Norm, velocity, correlation and drift at each place, lists"
+    centred = z - z.mean((0, 1))
+    size = centred.norm(dim=-1).mean().clamp(min=1e-30)
+    now, before = centred[:, 1:], centred[:, :-1]
+    return {
+        "norm": z.square().mean((0, 2)).sqrt().tolist(),
+        "velocity": ((now - before).norm(dim=-1)/size).mean(0).tolist(),
+        "correlation": _cosines(now, before),
+        "drift": _cosines(centred, centred[:, :1])}
+
+# %% ../../nbs/lab/80_probes.ipynb #a002
+def _participation(z): # centred vectors (n,dimensions)
+    "How many directions the vectors vary in"
+    spectrum = torch.linalg.svdvals(z).square()
+    return float(spectrum.sum().square()/spectrum.square().sum()) if spectrum.sum() else 0.
+
+def _between(z, groups): # centred vectors (n,dimensions), groups (n,)
+    "The fraction of the variance that lies between groups"
+    means = torch.stack([z[groups == g].mean(0) for g in groups])
+    return float(means.square().sum()/z.square().sum().clamp(min=1e-30))
+
+# %% ../../nbs/lab/80_probes.ipynb #a004
+def evolution(
+    z: torch.Tensor, # thoughts (n,passages,…)
+    documents,       # of each row (n,)
+) -> dict:
     "Figures of each place in the segment, lists, and of all thoughts together, numbers"
     z = z.flatten(2).double()
-    c, cos = z - z.mean((0, 1)), lambda a, b: F.cosine_similarity(a, b, -1).mean(0).tolist()
-    flat, doc = c.flatten(0, 1), torch.as_tensor(documents).repeat_interleave(z.shape[1])
-    spectrum = torch.linalg.svdvals(flat).square()
-    means = torch.stack([flat[doc == d].mean(0) for d in doc])
-    return {"norm": z.square().mean((0, 2)).sqrt().tolist(),
-            "velocity": ((c[:, 1:] - c[:, :-1]).norm(dim=-1)/c.norm(dim=-1).mean().clamp(min=1e-30)).mean(0).tolist(),
-            "correlation": cos(c[:, 1:], c[:, :-1]), "drift": cos(c, c[:, :1]),
-            "rank": float(spectrum.sum().square()/spectrum.square().sum()) if spectrum.sum() else 0., "dimensions": z.shape[-1],
-            "own": float(means.square().sum()/flat.square().sum().clamp(min=1e-30)), "own_by_chance": float((len(doc.unique()) - 1)/max(1, len(doc) - 1))}
+    flat = (z - z.mean((0, 1))).flatten(0, 1)
+    doc = torch.as_tensor(documents).repeat_interleave(z.shape[1])
+    by_chance = (len(doc.unique()) - 1)/max(1, len(doc) - 1)
+    return _by_place(z) | {
+        "rank": _participation(flat), "dimensions": z.shape[-1],
+        "own": _between(flat, doc), "own_by_chance": float(by_chance)}
 
 # %% ../../nbs/lab/80_probes.ipynb #000c
-def plot_evolution(runs): # {name: what evolution returned}
-    "Norm, velocity, correlation and drift by place in the stretch"
+def plot_evolution(runs: dict): # {name: what evolution returned}
+    "Norm, velocity, correlation and drift by place in the segment"
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 4, figsize=(12, 2.6), layout="constrained")
     for ax, k in zip(axes, ("norm", "velocity", "correlation", "drift")):
-        for name, e in runs.items(): ax.plot(range(1 + (k in ("velocity", "correlation")), 1 + len(e["norm"])), e[k], marker=".", label=name)
-        ax.set(title=k, xlabel="passage"); ax.set_xticks(range(1, 1 + len(e["norm"])))
+        first = 2 if k in ("velocity", "correlation") else 1 # these compare a thought with the one before
+        for name, e in runs.items():
+            ax.plot(range(first, 1 + len(e["norm"])), e[k], marker=".", label=name)
+        ax.set(title=k, xlabel="passage")
+        ax.set_xticks(range(1, 1 + len(e["norm"])))
     axes[0].legend(fontsize=8)
     return fig
 
 # %% ../../nbs/lab/80_probes.ipynb #000f
-def linear_probe(z,       # what is probed (n,…)
-                 labels,  # of each row (n,): numbers are predicted by ridge regression, all else is classified
-                 groups,  # rows of one group are never on both sides, e.g. documents (n,)
-                 folds=5):
-    "Share of right answers, or of the variance explained, as an `Estimate` over groups; and what can be had without `z`"
+def _linear_model(columns, number):
     try:
         from sklearn.linear_model import LogisticRegression, Ridge
-        from sklearn.model_selection import GroupKFold
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import FunctionTransformer, StandardScaler
-    except ImportError: raise UserError("probes need scikit-learn; add it with: pip install 'diffusion_lm[probes]'") from None
-    z, labels, groups = np.asarray(z, np.float64).reshape(len(z), -1), np.asarray(labels), np.asarray(groups)
-    if len(np.unique(groups)) < folds: raise UserError(f"{folds} folds need as many groups, there are {len(np.unique(groups))}")
-    number = labels.dtype.kind in "iuf"
+    except ImportError:
+        raise UserError("probes need scikit-learn; add it with: pip install 'diffusion_lm[probes]'") from None
     # cut at five deviations: a column that hardly varies may have one row far out, which would decide everything
-    make = lambda: make_pipeline(StandardScaler(), FunctionTransformer(np.clip, kw_args={"a_min": -5, "a_max": 5}), Ridge(z.shape[1]) if number else LogisticRegression(C=1/z.shape[1], max_iter=300))
-    said, blind = np.empty_like(labels), np.empty_like(labels)
-    said, blind = (v.astype(float) if number else v for v in (said, blind))
+    clip = FunctionTransformer(np.clip, kw_args={"a_min": -5, "a_max": 5})
+    model = Ridge(columns) if number else LogisticRegression(C=1/columns, max_iter=300)
+    return make_pipeline(StandardScaler(), clip, model)
+
+# %% ../../nbs/lab/80_probes.ipynb #a008
+def _common(labels, number):
+    "The best guess without any input: the mean, or the most common label"
+    if number: return labels.mean()
+    names, count = np.unique(labels, return_counts=True)
+    return names[count.argmax()]
+
+def _by_fold(z, labels, groups, folds, number):
+    "What is predicted of each row from the other folds, with `z` and without it"
+    model = _linear_model(z.shape[1], number) # scikit-learn may be missing: this says so
+    from sklearn.base import clone
+    from sklearn.model_selection import GroupKFold
+    kind = float if number else labels.dtype
+    said, blind = (np.empty(len(labels), kind) for _ in range(2))
     for train, test in GroupKFold(folds, shuffle=True, random_state=0).split(z, labels, groups):
-        said[test] = make().fit(z[train], labels[train]).predict(z[test])
-        names, count = np.unique(labels[train], return_counts=True)
-        blind[test] = labels[train].mean() if number else names[count.argmax()]
-    ids = np.unique(groups, return_inverse=True)[1]
-    cost = lambda guess: np.bincount(ids, (labels - guess)**2 if number else guess != labels)
+        said[test] = clone(model).fit(z[train], labels[train]).predict(z[test])
+        blind[test] = _common(labels[train], number)
+    return said, blind
+
+# %% ../../nbs/lab/80_probes.ipynb #a009
+def linear_probe(
+    z,              # what is probed (n,…)
+    labels,         # of each row (n,): numbers are predicted by ridge regression, everything else is classified
+    groups,         # of each row (n,), for example its document: rows of one group are never in both train and test
+    folds: int = 5, # of the groups
+) -> tuple:
+    "Share of right answers, or of the variance explained, as an `Estimate` over groups; and the same without `z`"
+    z, labels, groups = np.asarray(z, np.float64).reshape(len(z), -1), np.asarray(labels), np.asarray(groups)
+    names, ids = np.unique(groups, return_inverse=True)
+    if len(names) < folds: raise UserError(f"{folds} folds need as many groups, there are {len(names)}")
+    number = labels.dtype.kind in "iuf"
+    said, blind = _by_fold(z, labels, groups, folds, number)
+    def cost(guess): return np.bincount(ids, (labels - guess)**2 if number else guess != labels)
     size = cost(blind) if number else np.bincount(ids)
-    share = lambda guess: estimate_ratio(size - cost(guess), size, "variance explained" if number else "share right")
-    return share(said), share(blind).value
+    unit = "variance explained" if number else "share right"
+    with_z, without = (estimate_ratio(size - cost(guess), size, unit) for guess in (said, blind))
+    return with_z, without.value

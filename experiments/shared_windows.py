@@ -1,20 +1,19 @@
 """Documents share windows: how much does it change a score, and the interval around it?
 
-    python bench/shared_windows.py RUN      score the run's test side twice → bench/records/shared_windows.json
+    python experiments/shared_windows.py RUN      score the run's test split twice → records/metrics/shared_windows.json
 
-Once as `evaluate` does, in windows that are cut from all documents one behind another, so that the end of one is predicted with the
-beginning of the next in sight; and once with each document in windows of its own, filled up with padding. Use a run whose documents
-are short: `dlm train --config quick --data.path stories.txt --name stories --trainer.steps 600`.
+Once as `evaluate` does, in windows that are cut from all documents one behind another, so the end of one is predicted
+with the beginning of the next in sight; and once with each document in windows of its own, filled up with padding. Use
+a run whose documents are short: `dlm train --config quick --data.path stories.txt --name stories --trainer.steps 600`.
 """
 import math
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from arms import one_core
+from arms import RECORDS, one_core
 from diffusion_lm.core import UserError
 from diffusion_lm.evaluation.metrics import blocks, estimate_ratio, score_windows
 from diffusion_lm.files import find_run, write_json
@@ -22,12 +21,12 @@ from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.text.store import eval_windows, store_of
 from diffusion_lm.training.recipe import load_config
 
-RECORD = Path(__file__).parent/"records"/"shared_windows.json"
 
 def alone(tokens, offsets, length, pad):
     "Windows (n,l) in which each document is by itself, and the document of each token (n,l), -1 at padding"
     parts = [eval_windows(tokens[a:b], np.array([0, b - a]), length, pad) for a, b in zip(offsets, offsets[1:])]
-    return torch.cat([x for x, _ in parts]), np.concatenate([np.where(d < 0, -1, i) for i, (_, d) in enumerate(parts)])
+    documents = [np.where(d < 0, -1, i) for i, (_, d) in enumerate(parts)]
+    return torch.cat([x for x, _ in parts]), np.concatenate(documents)
 
 def by_document(lm, x, doc, draws):
     "Nats of each document (docs,)"
@@ -48,10 +47,14 @@ def main(run, draws=8):
     size = np.array([lm.tokenizer.n_bytes[tokens[a:b]].sum() for a, b in zip(offsets, offsets[1:])], float)
     shared = by_document(lm, *eval_windows(tokens, offsets, lm.length, lm.model.pad), draws)
     own = by_document(lm, *alone(tokens, offsets, lm.length, lm.model.pad), draws)
-    bits = lambda v, **kw: asdict(estimate_ratio(v, blocks(size, kw.pop("most", len(size))), "bits/byte", "bound", f=lambda r: r/math.log(2), **kw))
-    write_json(RECORD, {"run": lm.name, "documents": len(size), "length": lm.length, "tokens_a_document": float(np.mean(np.diff(offsets))), "draws": draws,
-        "shared": bits(shared), "alone": bits(own), "change": asdict(estimate_ratio(shared, own, "change", f=lambda r: r - 1)),
-        "shared_by_block": bits(blocks(shared), most=20, by="block"),
+    def bits(nats, size, **kw):
+        return asdict(estimate_ratio(nats, size, "bits/byte", "bound", f=lambda r: r/math.log(2), **kw))
+    write_json(RECORDS/"metrics"/"shared_windows.json", {
+        "run": lm.name, "documents": len(size), "length": lm.length,
+        "tokens_a_document": float(np.mean(np.diff(offsets))), "draws": draws,
+        "shared": bits(shared, size), "alone": bits(own, size),
+        "change": asdict(estimate_ratio(shared, own, "change", f=lambda r: r - 1)),
+        "shared_by_block": bits(blocks(shared), blocks(size), by="block"),
         "correlation": {"shared": neighbours(shared, size), "alone": neighbours(own, size)}})
 
 if __name__ == "__main__":

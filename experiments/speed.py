@@ -1,6 +1,7 @@
 """What makes a training step fast, measured singly: the records behind the results page "Speed".
 
-    python bench/speed.py paid [--json FILE]   each measure on and off, turn by turn in one process (allocator: fresh processes)
+    python experiments/speed.py paid [--json FILE]   each measure on and off, turn by turn in one process
+                                                      (allocator: fresh processes)
 
 The rest of that page comes from `dlm bench train|overhead|memory --json`. Run it with nothing else on the machine.
 """
@@ -33,44 +34,60 @@ def stepper(loss=Objective, optimizer="adamw", compile=False, around=contextlib.
         with around(): c.step()
     return step
 
-other_attention = lambda q, k, v, mask=None, causal=False: (layers._attend_plain(q, k, v, mask, causal) if DTYPE == torch.float32
-    else torch.nn.functional.scaled_dot_product_attention(*(z.transpose(1, 2) for z in (q, k, v))).transpose(1, 2))
+def other_attention(q, k, v, mask=None, causal=False):
+    "The path that `attend` does not choose for this dtype"
+    if DTYPE == torch.float32: return layers._attend_plain(q, k, v, mask, causal)
+    heads_first = (z.transpose(1, 2) for z in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+def autograd_only(): return patch.object(layers, "_by_hand", lambda *xs: False)
+def with_other_attention(): return patch.object(layers, "attend", other_attention)
+def muon_in_bfloat16(): return patch.object(trainer, "has_bf16", lambda device: True)
 
 def pairs():
     "What is measured: name → the step without and with it"
     return {
         "logits at masked positions only, gradient formed forward": (stepper(AllLogits), stepper()),
-        "three gradients by hand": (stepper(around=lambda: patch.object(layers, "_by_hand", lambda *xs: False)), stepper()),
-        "the attention path chosen by dtype": (stepper(around=lambda: patch.object(layers, "attend", other_attention)), stepper()),
+        "three gradients by hand": (stepper(around=autograd_only), stepper()),
+        "the attention path chosen by dtype": (stepper(around=with_other_attention), stepper()),
         "torch.compile of the blocks": (stepper(), stepper(compile=True)),
-        "Muon in float32 where bfloat16 is emulated": (stepper(optimizer="muon", around=lambda: patch.object(trainer, "has_bf16", lambda d: True)), stepper(optimizer="muon")),
+        "Muon in float32 where bfloat16 is emulated":
+            (stepper(optimizer="muon", around=muon_in_bfloat16), stepper(optimizer="muon")),
         "AdamW instead of Muon": (stepper(optimizer="muon"), stepper())}
 
 def row(name, off, on):
     r = spread([a/b for a, b in zip(off, on)])
-    return {"name": name, "off": statistics.median(off), "on": statistics.median(on), "ratio": r["value"], "low": r["low"], "high": r["high"]}
+    return {"name": name, "off": statistics.median(off), "on": statistics.median(on),
+            "ratio": r["value"], "low": r["low"], "high": r["high"]}
+
+def fresh(keep):
+    "Seconds of a step in a process of its own; keep=1: it keeps freed memory"
+    command = [sys.executable, __file__, "step", str(keep)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 def paid(rounds=5):
     keep_memory()
     rows = []
     for name, (off, on) in pairs().items():
         print(name, file=sys.stderr)
-        off(); on()
+        off()
+        on()
         times = [(clock(off, DEVICE)[0], clock(on, DEVICE)[0]) for _ in range(rounds)]
         rows.append(row(name, *zip(*times)))
-    if DEVICE.type == "cpu": # the allocator's settings cannot be taken back: fresh processes, turn by turn
-        def fresh(keep): return float(subprocess.run([sys.executable, __file__, "step", str(keep)], capture_output=True, text=True, check=True).stdout)
+    if DEVICE.type == "cpu":  # the allocator's settings cannot be taken back: fresh processes, turn by turn
         times = [(fresh(0), fresh(1)) for _ in range(3)]
         rows.append(row("freed memory is kept (glibc)", *zip(*times)))
-    return {"machine": describe_machine(DEVICE), "device": str(DEVICE), "dtype": str(DTYPE)[6:], "torch": torch.__version__, "preset": "small", "vocab": V, "batch": B, "rounds": rounds, "rows": rows}
+    return {"machine": describe_machine(DEVICE), "device": str(DEVICE), "dtype": str(DTYPE)[6:],
+            "torch": torch.__version__, "preset": "small", "vocab": V, "batch": B, "rounds": rounds, "rows": rows}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["step"]:
         if int(sys.argv[2]): keep_memory()
         step = stepper()
-        step(); step()
+        for _ in range(2): step()
         print(statistics.median(clock(step, DEVICE)[0] for _ in range(5)))
     elif sys.argv[1:2] == ["paid"]:
         out = to_json(paid(), indent=1) + "\n"
-        write_text(sys.argv[3], out) if sys.argv[2:3] == ["--json"] else print(out)
+        if sys.argv[2:3] == ["--json"]: write_text(sys.argv[3], out)
+        else: print(out)
     else: sys.exit(__doc__)

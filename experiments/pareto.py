@@ -1,20 +1,23 @@
 """Every sampler on one checkpoint: the records behind the results page on samplers.
 
-    python bench/pareto.py list RUN               the settings, and which of them are measured
-    python bench/pareto.py texts RUN [NAME …]     write and judge 32 texts with each setting that is missing → bench/records/pareto-RUN.jsonl
-    python bench/pareto.py infill RUN             fill held-out spans with each sampler and compare → bench/records/infill-RUN.json
+    python experiments/pareto.py list RUN               the settings, and which of them are measured
+    python experiments/pareto.py texts RUN [NAME …]     write and judge 32 texts with each setting that is missing
+                                                        → records/samplers/pareto-RUN.jsonl
+    python experiments/pareto.py infill RUN             fill held-out spans with each sampler and compare
+                                                        → records/samplers/infill-RUN.json
 
-Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core; what is there is not measured again, so several processes may share the names.
-RUN may be a run on other text (--data.path of its recipe); the reference row is that run's own test text.
+Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 minutes on one core. What is there is not
+measured again, so several processes may share the names. RUN may be a run on other text (--data.path of its recipe);
+the reference row is that run's own test text.
 """
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from arms import RECORDS
 from diffusion_lm.core import UserError, describe_machine, keep_memory
 from diffusion_lm.evaluation.quality import Judge, bleu, sample_quality, token_entropy
 from diffusion_lm.files import append_jsonl, find_run, read_jsonl, write_json
@@ -23,23 +26,26 @@ from diffusion_lm.sampling.sampler import denoise
 from diffusion_lm.text.store import store_of
 from diffusion_lm.training.recipe import load_config
 
-RECORDS = Path(__file__).with_name("records")
-N, SPANS, SPAN = 32, 128, 16 # texts; held-out spans and their tokens
+PAGE = RECORDS/"samplers"
+N, SPANS, SPAN = 32, 128, 16  # texts; held-out spans and their tokens
 
 def settings():
     "Name → options of `denoise`"
     out = {}
-    def add(sampler, **kw): out[" ".join([sampler, *(f"{k}={v}" for k, v in kw.items())])] = dict(sampler=sampler, **kw)
+    def add(sampler, **kw):
+        out[" ".join([sampler, *(f"{k}={v}" for k, v in kw.items())])] = dict(sampler=sampler, **kw)
     for s in ("ancestral", "confidence", "entropy", "remdm", "margin", "predictor-corrector"):
-        add(s, steps=16); add(s, steps=64)
+        for n in (16, 64): add(s, steps=n)
         if s in ("ancestral", "confidence", "entropy"):
             add(s, steps=256)
             for t in (.8, 1.25): add(s, steps=64, temperature=t)
     for t in (.2, .3, .4, .5, .65): add("ancestral", steps=64, temperature=t)
     add("entropy", steps=256, temperature=.8)
-    add("first-hitting"); add("first-hitting", temperature=.8)
-    for s, k, values in (("threshold", "tau", (.1, .3, .5, .7)), ("factor", "factor", (1., 4.)), ("entropy-bounded", "gamma", (.5, 2., 5., 10.))):
-        for v in values: add(s, **{k: v})
+    add("first-hitting")
+    add("first-hitting", temperature=.8)
+    for v in (.1, .3, .5, .7): add("threshold", tau=v)
+    for v in (1., 4.): add("factor", factor=v)
+    for v in (.5, 2., 5., 10.): add("entropy-bounded", gamma=v)
     for v in (2., 5.): add("entropy-bounded", gamma=v, temperature=.8)
     for g in ("cosine", "fisher-rao", "learned"): add("ancestral", steps=16, grid_name=g)
     for g in ("fisher-rao", "learned"): add("ancestral", steps=64, grid_name=g)
@@ -50,10 +56,12 @@ def settings():
 def write(lm, kw, n=N, batch=16):
     "Token ids (n,l) of texts, the evaluations that each needs, and CPU seconds for all"
     x, rows, calls, start = torch.from_numpy(lm.template())[None].expand(batch, -1), [], [], time.process_time()
+    options = dict(avoid=[[lm.tokenizer.eos]], **lm._learned(dict(kw)))  # texts of one length: none ends
     for i in range(0, n, batch):
         each = torch.zeros(batch, dtype=torch.long)
-        for f in denoise(lm.model, x, rows=range(i, i + batch), avoid=[[lm.tokenizer.eos]], **lm._learned(dict(kw))): each += f.new.any(1) # texts of one length: none ends
-        rows.append(f.x); calls.append(each)
+        for f in denoise(lm.model, x, rows=range(i, i + batch), **options): each += f.new.any(1)
+        rows.append(f.x)
+        calls.append(each)
     return torch.cat(rows).tolist(), torch.cat(calls).tolist(), time.process_time() - start
 
 def judged(lm, ids, judge):
@@ -61,7 +69,9 @@ def judged(lm, ids, judge):
     texts = [lm.tokenizer.decode(t) for t in ids]
     nats, tokens, size = terms = judge.nats(texts)
     q = {k: asdict(v) if hasattr(v, "value") else v for k, v in sample_quality(texts, ids, terms).items()}
-    return q | {"nats": nats.round(1).tolist(), "tokens": tokens.astype(int).tolist(), "bytes": size.astype(int).tolist(), "entropies": token_entropy(ids).round(4).tolist(), "text": texts[0][:400]}
+    return q | {"nats": nats.round(1).tolist(), "tokens": tokens.astype(int).tolist(),
+                "bytes": size.astype(int).tolist(), "entropies": token_entropy(ids).round(4).tolist(),
+                "text": texts[0][:400]}
 
 def held_out(lm, run, n, length):
     "Windows (n,length) of the run's own test text, spread evenly"
@@ -69,34 +79,50 @@ def held_out(lm, run, n, length):
     x = x[x != lm.tokenizer.eos]
     return [x[i:i + length].tolist() for i in np.linspace(0, len(x) - length, n).astype(int)]
 
-def there(run): return {r["name"] for r in read_jsonl(RECORDS/f"pareto-{run}.jsonl")} if (RECORDS/f"pareto-{run}.jsonl").exists() else set()
+def record_of(run): return PAGE/f"pareto-{run}.jsonl"
+
+def there(run):
+    "Names of the settings that are measured"
+    path = record_of(run)
+    return {r["name"] for r in read_jsonl(path)} if path.exists() else set()
 
 def texts(run, *names):
-    lm, judge, path = DiffusionLM.from_run(run, device="cpu"), Judge(), RECORDS/f"pareto-{run}.jsonl"
-    if "held-out text" not in there(run) and not names: append_jsonl(path, {"name": "held-out text", **judged(lm, held_out(lm, run, N, lm.length), judge)})
+    "Write and judge texts with each setting that is missing"
+    lm, judge, path = DiffusionLM.from_run(run, device="cpu"), Judge(), record_of(run)
+    if "held-out text" not in there(run) and not names:
+        append_jsonl(path, {"name": "held-out text", **judged(lm, held_out(lm, run, N, lm.length), judge)})
     for name, kw in settings().items():
         if name in there(run) or names and name not in names: continue
         ids, calls, seconds = write(lm, kw)
-        append_jsonl(path, {"name": name, "options": kw, "evaluations": float(np.mean(calls)), "cpu_seconds": seconds/N, "machine": describe_machine(lm.device), **judged(lm, ids, judge)})
+        append_jsonl(path, {"name": name, "options": kw, "evaluations": float(np.mean(calls)),
+                            "cpu_seconds": seconds/N, "machine": describe_machine(lm.device), **judged(lm, ids, judge)})
         print(name, flush=True)
+
+INFILL = (
+    ("ancestral", {"steps": 4}), ("ancestral", {"steps": 16}), ("first-hitting", {}), ("left-to-right", {}),
+    ("confidence", {"steps": 4}), ("confidence", {"steps": 8}), ("confidence", {"steps": 16}),
+    ("margin", {"steps": 16}), ("entropy", {"steps": 16}), *(("threshold", {"tau": v}) for v in (.1, .3, .5, .7)),
+    ("factor", {"factor": 1.}), *(("entropy-bounded", {"gamma": v}) for v in (.5, 2.)),
+    ("remdm", {"steps": 16}), ("predictor-corrector", {"steps": 16}))
 
 def infill(run):
     "BLEU of filled spans against the text that they replace"
     lm, rows = DiffusionLM.from_run(run, device="cpu"), []
     truth = torch.tensor(held_out(lm, run, SPANS, lm.length))
     a = lm.length//2 - SPAN//2
-    x = truth.clone(); x[:, a:a + SPAN] = lm.tokenizer.mask
+    x = truth.clone()
+    x[:, a:a + SPAN] = lm.tokenizer.mask
     real = [lm.tokenizer.decode(t) for t in truth[:, a:a + SPAN].tolist()]
-    for s, kw in (("ancestral", {"steps": 4}), ("ancestral", {"steps": 16}), ("first-hitting", {}), ("left-to-right", {}), ("confidence", {"steps": 4}), ("confidence", {"steps": 8}), ("confidence", {"steps": 16}),
-                  ("margin", {"steps": 16}), ("entropy", {"steps": 16}), *(("threshold", {"tau": v}) for v in (.1, .3, .5, .7)), ("factor", {"factor": 1.}), *(("entropy-bounded", {"gamma": v}) for v in (.5, 2.)),
-                  ("remdm", {"steps": 16}), ("predictor-corrector", {"steps": 16})):
+    for s, kw in INFILL:
         calls = torch.zeros(SPANS)
         for f in denoise(lm.model, x, sampler=s, seed=1, **kw): calls += f.new.any(1)
         got = f.x[:, a:a + SPAN]
         right = (got == truth[:, a:a + SPAN]).sum(1)
-        rows.append({"sampler": s, **kw, "evaluations": float(calls.mean()), "bleu": asdict(bleu([lm.tokenizer.decode(g) for g in got.tolist()], real)), "right": right.tolist()})
-        print(s, kw, round(rows[-1]["bleu"]["value"], 2), f"{right.float().mean()/SPAN:.1%}", flush=True)
-    write_json(RECORDS/f"infill-{run}.json", {"spans": SPANS, "span": SPAN, "rows": rows})
+        score = asdict(bleu([lm.tokenizer.decode(g) for g in got.tolist()], real))
+        evaluations = float(calls.mean())
+        rows.append({"sampler": s, **kw, "evaluations": evaluations, "bleu": score, "right": right.tolist()})
+        print(s, kw, round(score["value"], 2), f"{right.float().mean()/SPAN:.1%}", flush=True)
+    write_json(PAGE/f"infill-{run}.json", {"spans": SPANS, "span": SPAN, "rows": rows})
 
 def main(what="", run="", *names):
     keep_memory()
@@ -106,7 +132,8 @@ def main(what="", run="", *names):
         done = there(run)
         for n in settings(): print(f"{'done' if n in done else '–':5s}{n}")
         return
-    print(__doc__); return 2
+    print(__doc__)
+    return 2
 
 if __name__ == "__main__":
     try: sys.exit(main(*sys.argv[1:]))

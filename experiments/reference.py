@@ -1,8 +1,9 @@
-"""The reference model, checkpoints/sotu-4m: trained by the recipe of that name, packed as bfloat16, scored as it is packed.
+"""The reference model, checkpoints/sotu-4m: trained by the recipe of that name, packed as bfloat16, then scored.
 
-    python bench/reference.py [OPTIONS OF dlm train]   train it, or go on where it was interrupted, then pack and score it
+    python experiments/reference.py [OPTIONS OF dlm train]   train it, or resume it, then pack and score it
 
-An hour on two CPU cores; it may take several sittings. Afterwards commit config.yaml, log.jsonl, summary.json, tokenizer.json and model.safetensors.
+An hour on two CPU cores, which may be interrupted. Afterwards commit config.yaml, log.jsonl, summary.json,
+tokenizer.json and model.safetensors.
 """
 import sys
 from dataclasses import replace
@@ -22,12 +23,12 @@ from diffusion_lm.weights import save_weights
 LIMIT = 9_000_000 # bytes that the packed weights may have
 
 def pack(run):
-    "Round the weights of a finished run to bfloat16, in place, and put the figures of the rounded model into its summary and report"
+    "Round the weights of a finished run to bfloat16, in place; its summary and report get the rounded model's figures"
     cfg = load_config(run/"config.yaml")
     lm = DiffusionLM.from_run(run)
     weights = {k: v.to(torch.bfloat16) for k, v in lm.model.state_dict().items()}
-    corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)))
-    lm.model.load_state_dict(weights) # rounded, in float32 again
+    _, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(run)))
+    lm.model.load_state_dict(weights)  # rounded, in float32 again
     figures = test_figures(lm.model, tok, store, cfg.trainer.test_draws, cfg.trainer.test_tokens, quiet=False)
     save_weights(weights, run/"model.safetensors", tokenizer=tok.fingerprint)
     size = (run/"model.safetensors").stat().st_size
@@ -42,7 +43,9 @@ def main(*args):
     begun = (run_path("sotu-4m")/"config.yaml").exists()
     cfg, _ = parse_train(["--resume", "--name", "sotu-4m", *args] if begun else ["--config", "sotu-4m", *args])
     s = pack(train(cfg, "sotu-4m", resume=begun))
-    print(f"{s['bits_per_byte']['value']:.3f} bits/byte [{s['bits_per_byte']['low']:.3f}, {s['bits_per_byte']['high']:.3f}], {s['parameters']:,} parameters, {s['tokens']:,} tokens")
+    bits = s["bits_per_byte"]
+    print(f"{bits['value']:.3f} bits/byte [{bits['low']:.3f}, {bits['high']:.3f}], "
+          f"{s['parameters']:,} parameters, {s['tokens']:,} tokens")
 
 if __name__ == "__main__":
     try: sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""What the scripts share: where records are, a recipe at a fixed number of steps on one core, which arms are done."""
+import shutil
+from pathlib import Path
+
+import torch
+
+from diffusion_lm.cli import parse_train
+from diffusion_lm.core import autocast, keep_memory
+from diffusion_lm.training.learner import TrainConfig, make_optimizers
+
+RECORDS = Path(__file__).parent/"records"  # one folder a page
+FIXED = {  # as the records were made, whatever this machine can do
+    "trainer.dtype": "float32", "trainer.minutes": "null", "trainer.sample_every": 10**6,
+    "samples.prompts": '[""]', "samples.templates": "[]", "samples.steps": 32}
+
+def configuration(recipe, options):
+    "The `RunConfig` of a recipe with `FIXED` and some options"
+    args = ["--config", recipe]
+    for k, v in (FIXED | options).items(): args += [f"--{k}", str(v)]
+    return parse_train(args)[0]
+
+def keep_record(run, to):
+    "Copy what a page may cite of a run: its settings, its log and its summary"
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "log.jsonl", "summary.json"): shutil.copy(run/name, to/name)
+
+def one_core():
+    torch.set_num_threads(1)
+    keep_memory()  # no thread waits for another on a busy machine
+
+def stepper(o,                    # an `Objective`
+            batch,                # its batch
+            more=(),              # what a stateful objective takes besides
+            dtype=torch.float32): # of the forward pass
+    "A training step, with an optimizer of its own"
+    opts, carried = make_optimizers(o.model, TrainConfig(lr=1e-4)), None
+    def step():
+        nonlocal carried
+        with autocast(batch[0].device, dtype):
+            if o.stateful: loss, carried = o(*batch, *more[:2], carried)
+            else: loss = o(*batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(o.model.parameters(), 1.)
+        for p in opts:
+            p.step()
+            p.zero_grad()
+    return step
+
+def serve(what,      # a command: "list" or "train"
+          todo,      # name → arm
+          done,      # whether the arm of a name is done
+          line,      # what to say of an arm
+          train_arm): # trains and records it: name, *arm
+    "Carry out `list` or `train`; whether the command was one of them"
+    if what == "list":
+        for name, arm in todo.items(): print(f"{'done' if done(name) else '–':5s}{name:34s}{line(arm)}")
+    elif what == "train":
+        one_core()
+        for name, arm in todo.items():
+            if not done(name): train_arm(name, *arm)
+    else: return False
+    return True
