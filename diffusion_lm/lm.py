@@ -33,9 +33,10 @@ from .theory.schedule import information_grid
 from .weights import load_weights, save_weights
 
 # %% ../nbs/60_lm.ipynb #0006
-class DiffusionLM(ModelHubMixin, library_name="diffusion_lm", pipeline_tag="text-generation", tags=["masked-diffusion"]):
+class DiffusionLM(
+    ModelHubMixin, library_name="diffusion_lm", pipeline_tag="text-generation", tags=["masked-diffusion"]):
     "A model with its tokenizer: text in, text out"
-    _hub_mixin_config = {"library_name": "diffusion_lm"} # all that config.json of the hub has to say: config.yaml is ours
+    _hub_mixin_config = {"library_name": "diffusion_lm"} # all that config.json of the hub says: config.yaml is ours
 
     def __init__(
         self,
@@ -147,7 +148,8 @@ def _asked(
     if greedy and not _same(o.top_k, 0): raise UserError(f"top_k {sharp}")
     if greedy and not _same(o.top_p, 1): raise UserError(f"top_p {sharp}")
     if self.infills and not given and not _same(o.guidance, 0):
-        raise UserError("guidance heeds what is given, and nothing is: add a prompt, text in the template, or words to include")
+        more = "add a prompt, text in the template, or words to include"
+        raise UserError(f"guidance heeds what is given, and nothing is: {more}")
     return self.learned(o)
 
 def _same(value, default):
@@ -163,7 +165,8 @@ def learned(self:DiffusionLM, options):
     if not profile and self.folder: # read here: nothing else needs it
         summary = self.folder/"summary.json"
         profile = read_json(summary).get("loss_by_share") if summary.exists() else None
-    if not profile: raise UserError(f"{self.name} has no loss_by_share in its summary.json, from which a grid could be learned")
+    if not profile:
+        raise UserError(f"{self.name} has no loss_by_share in its summary.json, from which a grid could be learned")
     return options.but(grid_name=information_grid(profile["nats"], profile["tokens"]))
 
 # %% ../nbs/60_lm.ipynb #4007
@@ -177,7 +180,7 @@ def _rows(
 ):
     "Yield (tokens, when, p) for each sample: see `trace`"
     x = torch.as_tensor(ids).expand(n, -1).to(self.home)
-    if np.ndim(ids) == 2 and options.block: batch = 1 # rows with other holes share out the steps among the blocks in another way
+    if np.ndim(ids) == 2 and options.block: batch = 1 # rows with other holes share out the steps in another way
     for i in range(0, n, batch):
         some = options.but(rows=range(i, min(n, i + batch)))
         with autocast(self.device, self.dtype): out = trace(self.model, x[i:i + batch], some)
@@ -246,7 +249,8 @@ def _hole(self:DiffusionLM, free, first, last):
     return free & (at >= first) & (at <= last)
 
 # %% ../nbs/60_lm.ipynb #4009
-_KEPT = ("temperature", "top_k", "top_p", "repetition", "guidance", "target", "only", "among") # of the options, when a hole is filled again
+_KEPT = ( # of the options, when a hole is filled again
+    "temperature", "top_k", "top_p", "repetition", "guidance", "target", "only", "among")
 
 @patch
 def _clean(
@@ -306,7 +310,8 @@ def generate(
 def padded(self:DiffusionLM, template):
     "The template's tokens in a whole window, how many there are, and which must open with a space"
     if not self.infills:
-        raise UserError("a model that looks back only, autoregressive or in blocks, cannot infill; use a run with another diffusion objective")
+        raise UserError("a model that looks back only, autoregressive or in blocks, cannot infill; "
+                        "use a run with another diffusion objective")
     ids, opens = self.tokenizer.encode_template(template)
     if len(ids) > self.length:
         raise UserError(f"the template has {len(ids)} tokens, the model's context only {self.length}")

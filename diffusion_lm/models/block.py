@@ -50,7 +50,7 @@ BLOCK = 16 # tokens in a block, if not given
 
 class BlockDiffusionModel(BaselineDreamModel):
     "A transformer that denoises a block of tokens given the clean text before it"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for `BaselineDreamModel`; config.block: tokens in a block
+    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel
         if causal: raise ValueError("a block-diffusion model is causal from block to block, not from token to token")
         config = replace(config, block=BLOCK if config.block is None else config.block)
         super().__init__(config, vocab_size, specials)
@@ -106,7 +106,7 @@ def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as 
 
 @patch
 def _in_reach(self:BlockDiffusionModel, carry, start):
-    "Keys and values that a block at `start` looks at, no further back than in training, and how many tokens they stand for"
+    "Keys and values that a block at `start` looks at, no further back than in training; where the unread text begins"
     room = self.config.length - self.block
     kv, seen = carry.cache, carry.seen
     if start - seen > room: kv, seen = None, start - room

@@ -36,7 +36,7 @@ from ..weights import load_weights, save_weights
 
 # %% ../../nbs/models/34_thought_model.ipynb #0006
 class MemoryAttention(nn.Module):
-    "Keys and values of memory tokens for the queries of a layer, and the way back into the stream, which begins at zero"
+    "Keys and values of memory tokens for the queries of a layer, and the way back into the stream"
     def __init__(
         self,
         d: int,      # width of the layer
@@ -61,7 +61,7 @@ PASSAGE = 64 # tokens in a passage, if not given
 
 class StackedDiffusionModel3D(BaselineDreamModel):
     "A bidirectional denoiser with a stack of thoughts"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for `BaselineDreamModel`; config.block: tokens in a passage
+    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel
         if causal: raise ValueError("a model with thoughts is no causal model")
         block = PASSAGE if config.block is None else config.block
         config = replace(config, block=block, thought=config.thought or ThoughtConfig())
@@ -136,7 +136,11 @@ def write(
 
 # %% ../../nbs/models/34_thought_model.ipynb #4004
 @patch
-def remember(self:StackedDiffusionModel3D, x: torch.Tensor, s: Thoughts) -> Thoughts: # a finished passage (b,l), the stacks before
+def remember(
+    self:StackedDiffusionModel3D,
+    x: torch.Tensor, # a finished passage (b,l)
+    s: Thoughts,     # the stacks before
+) -> Thoughts:
     "The stacks with a thought of the passage, read clean"
     h, _ = self.features(x, mask=self.real_keys(x), memory=s)
     return self.write(h, x, s)
@@ -231,7 +235,9 @@ def _losses(self:StackedDiffusionModel3D, x, s, after, clean, document):
     was, now, real = newest_first(s), newest_first(after), x != self.pad
     again = "consistency" in self.losses.weights and not clean
     other = newest_first(self.remember(x, s) if again else after)
-    return self.losses(now.maps[:, 0], real.any(1), self.read(s), was.maps[:, 0], self.head, x, real, other.maps[:, 0], document)
+    return self.losses(
+        now.maps[:, 0], real.any(1), memory=self.read(s), before=was.maps[:, 0],
+        head=self.head, x=x, real=real, clean=other.maps[:, 0], document=document)
 
 # %% ../../nbs/models/34_thought_model.ipynb #0017
 class ThoughtObjective(Objective):
@@ -246,11 +252,12 @@ class ThoughtObjective(Objective):
     @property
     def is_bound(self): return super().is_bound and not self.model.thought.typos
 
-    def forward(self, x, t, u, start=None, document=None, thoughts=None): # x, t, u: as for `Objective`; the rest as for `passages`
+    def forward(self, x, t, u, start=None, document=None, thoughts=None): # as for Objective and for passages
         "Loss in nats per real token, and the `Thoughts` after it"
         if thoughts is not None: thoughts = Thoughts(*thoughts)
         masked, w = self.corrupt(x, t, u)
-        read = self.model.passages(x, masked, t, thoughts, start, document) if self.awake else self._asleep(x, masked, t)
+        if self.awake: read = self.model.passages(x, masked, t, thoughts, start, document)
+        else: read = self._asleep(x, masked, t)
         nll = token_nll(self.model, read.h[masked], x[masked], self.smoothing)
         loss = self.mean(nll, masked, w, x)
         if read.losses: loss = loss + self.model.losses.total(read.losses, self.ramp)

@@ -42,7 +42,7 @@ class ModelConfig:
     dropout: float = 0.              # on what attention and feed-forward add
     time_conditioning: bool = False  # tell the network the time (masked diffusion does not need it)
     neighbours: bool = True          # attention heads begin by looking at the tokens next to theirs
-    block: int | None = None         # tokens in a block (objective block: 16 if not given) or in a passage (thoughts: 64)
+    block: int | None = None         # tokens in a block (16 if not given) or in a passage, with thoughts (64)
     thought: ThoughtConfig | None = None # a stack of thoughts, instead of the clean text, connects the blocks
 
     def __post_init__(self):
@@ -98,8 +98,8 @@ class BaselineDreamModel(Denoiser):
         self.causal = causal
         self.embed = nn.Embedding(vocab_size, c.width)
         offsets = neighbours(c.heads, causal) if c.neighbours else None
-        layer = lambda: TransformerLayer(c.width, c.heads, c.dropout, c.time_conditioning, offsets)
-        self.blocks = nn.ModuleList(layer() for _ in range(c.layers)) # the name is in saved weights
+        shape = c.width, c.heads, c.dropout, c.time_conditioning, offsets
+        self.blocks = nn.ModuleList(TransformerLayer(*shape) for _ in range(c.layers)) # the name is in saved weights
         self.norm = RMSNorm(c.width)
         self.time = TimeEmbedding(c.width) if c.time_conditioning else None
         self.checkpointing = False # in training, compute the layers again in the backward pass?

@@ -31,7 +31,7 @@ class SampleOptions:
     steps: int = 64                          # of the grid; a sampler that chooses its own number ignores it
     grid_name: str | np.ndarray = "uniform"  # uniform, cosine or fisher-rao, or mask ratios from 1 down to 0
     seed: int | str = 0                      # another seed, another text
-    rows: Sequence[int] | None = None        # numbers of the rows: row r draws from a generator of its own, (seed, rows[r])
+    rows: Sequence[int] | None = None        # numbers of the rows: row r draws from generator (seed, rows[r])
     temperature: float | tuple = 1.          # or two: at the start and, as the text fills up, at the end
     top_k: int | None = None                 # draw from the k most probable tokens
     top_p: float | None = None               # draw from the fewest tokens with this much probability
@@ -157,7 +157,8 @@ def _guide(logits, free, guidance):
     return torch.where(logits > -torch.inf, free + (1 + guidance)*(logits - free), logits)
 
 def _steer(logits, x, masked, asked, target):
-    "Logits (n,V) plus the gradient of `target` with respect to the tokens: one-hot where known, predicted where asked, 0 elsewhere"
+    "Logits (n,V) plus the gradient of `target` with respect to the tokens"
+    # one-hot where known, predicted where asked, 0 elsewhere
     table = F.one_hot(x, logits.shape[1]).to(logits.dtype).masked_fill(masked[..., None], 0.)
     with torch.enable_grad():
         q = table.masked_scatter(asked[..., None], logits.softmax(-1)).requires_grad_()
@@ -346,8 +347,8 @@ def denoise(
 # %% ../../nbs/sampling/41_sampler.ipynb #000d
 def sample(model: Denoiser, x: torch.Tensor, options: SampleOptions = PLAIN, **changes) -> torch.Tensor:
     "The tokens (b,l) at the end of `denoise`"
-    for frame in denoise(model, x, options, **changes): pass
-    return frame.x
+    *_, last = denoise(model, x, options, **changes)
+    return last.x
 
 # %% ../../nbs/sampling/41_sampler.ipynb #0025
 @torch.no_grad()
@@ -375,7 +376,7 @@ def cache_drift(
     return {"kl": float(kl.sum()/n.sum()), "changed": float(changed.sum()/n.sum()), "logp": float(logp.max())}
 
 def _difference(full, cached):
-    "Sums over predictions (n,V): divergence, changes of the most probable token; the largest change of its log-probability; n"
+    "Of predictions (n,V): divergence, changes of the most probable token, largest change of its log-probability; n"
     p, q = full.double().log_softmax(-1), cached.double().log_softmax(-1)
     top = p.argmax(-1, keepdim=True)
     kl = (p.exp()*(p - q).masked_fill(p == -torch.inf, 0.)).sum()

@@ -163,10 +163,11 @@ def read_step(self:Denoiser, x, want, carry, span, cache=None): # as for `predic
     real = x != self.pad
     ratio = ((x == self.mask).sum(1)/real.sum(1).clamp(min=1)).float()
     mask = None if real.all() else real
-    h, state = self.features(x, ratio, mask=mask, latent=carry.latent) if self.stateful else self.features(x, ratio, mask=mask)
-    logits = self.head(h[want])
-    if self.stateful: return logits, Carry(latent=state.latent)
-    return logits, _outside(state, span, cache, x) if cache else NOTHING
+    if self.stateful:
+        h, state = self.features(x, ratio, mask=mask, latent=carry.latent)
+        return self.head(h[want]), Carry(latent=state.latent)
+    h, state = self.features(x, ratio, mask=mask)
+    return self.head(h[want]), _outside(state, span, cache, x) if cache else NOTHING
 
 # %% ../../nbs/theory/21_denoiser.ipynb #001d
 def _outside(state, span, cache, x):
