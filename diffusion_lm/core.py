@@ -153,8 +153,8 @@ def seed_everything(seed:int) -> None:
 # %% ../nbs/01_core.ipynb #4002
 class Seconds(NamedTuple):
     "How long a call took"
-    wall: float # on the clock on the wall
-    cpu: float  # of this process, all its threads together
+    wall: float # time that passed
+    cpu: float  # work of this process, all its threads together
 
 def _wait_for(device):
     "Let the device finish what it has begun"
