@@ -18,7 +18,7 @@ from ..models.thought import newest_first
 @torch.no_grad()
 def thought_path(model, x, rows=64): # stretches (n,passages·block)
     "The newest thought after each passage (n,passages,*dims,channels), float32 on the CPU"
-    if not getattr(model, "thought", None): raise UserError("this model has no thoughts")
+    if not model.thought: raise UserError("this model has no thoughts")
     out, device = [], next(model.parameters()).device
     for part in x.split(rows):
         s, seen = model.begin(len(part)), []

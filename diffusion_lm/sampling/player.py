@@ -14,13 +14,13 @@ import torch
 
 from ..core import UserError
 from ..files import write_text
-from .sampler import denoise
+from .sampler import PLAIN, denoise
 
 # %% ../../nbs/sampling/43_player.ipynb #002a
-def trace(model, x, **kw):
+def trace(model, x, options=PLAIN, **changes):
     "Run `denoise` on x (b,l); the final tokens, and the step and probability at which each was revealed (0 and NaN where given)"
     when, p = torch.zeros_like(x), torch.full(x.shape, torch.nan)
-    for f in denoise(model, x, **kw):
+    for f in denoise(model, x, options, **changes):
         when[f.new] = f.i
         p[f.new] = f.logp[f.new].exp().to(p.device)
     return f.x, when, p

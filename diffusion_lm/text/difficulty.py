@@ -8,7 +8,6 @@ __all__ = ['Segment', 'paragraphs', 'sentences', 'words', 'rarity', 'names_in', 
 
 # %% ../../nbs/text/14_difficulty.ipynb #0003
 import re
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,19 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import UserError, unknown
+from ..core import UserError, require, unknown
 
 # %% ../../nbs/text/14_difficulty.ipynb #0005
 def _need(name: str):
     "A package of the extra `curriculum`"
-    from importlib import import_module
-    try:
-        with warnings.catch_warnings(): # textstat imports something that is deprecated
-            warnings.simplefilter("ignore")
-            return import_module(name)
-    except ImportError:
-        install = "pip install 'diffusion_lm[curriculum]'"
-        raise UserError(f"{name} is missing; add it with: {install}") from None
+    return require(name, "curriculum")
 
 # %% ../../nbs/text/14_difficulty.ipynb #000b
 class Segment(NamedTuple):

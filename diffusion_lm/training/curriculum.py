@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'READS', 'MASKINGS', 'roles', 'linked', 'Book', 'measure', 'easiest', 'pieces', 'CurriculumConfig', 'Stage',
-           'make_stages', 'StageUnderWay', 'Curriculum', 'stage_table', 'plot_scores', 'inspect_book']
+           'make_stages', 'Curriculum', 'stage_table', 'plot_scores', 'inspect_book']
 
 # %% ../../nbs/training/75_curriculum.ipynb #0003
 import html
@@ -32,7 +32,7 @@ from diffusion_lm.text.difficulty import (
     words,
 )
 from ..text.store import Layout, Loader, TokenStore, Window
-from .learner import Callback
+from .learner import Callback, StageSpan
 
 # %% ../../nbs/training/75_curriculum.ipynb #0006
 _CUES = {
@@ -350,17 +350,6 @@ def make_stages(
     return out
 
 # %% ../../nbs/training/75_curriculum.ipynb #001b
-class StageUnderWay(NamedTuple):
-    "What `learn.stage` says to other callbacks"
-    name: str
-    start: int # first step
-    end: int   # last step, at the latest
-    more: bool # is there another stage after it?
-
-    @property
-    def is_last(self): return not self.more
-
-# %% ../../nbs/training/75_curriculum.ipynb #6010
 class Curriculum(Callback):
     "Reads and masks as the stages say"
     order, EIGHTHS = -10, 8
@@ -464,8 +453,8 @@ def leave(self: Curriculum, learn, why: str):
 def narrow(self: Curriculum, learn):
     "Set the stage and the range of mask ratios of the next step"
     n = self.steps(learn)
-    learn.stage = StageUnderWay(self.stage.name, self.began, self.began + n, not self.is_last)
-    learn.shares = self.mask_ratios((learn.step - self.began)/max(1, n - 1))
+    learn.stage = StageSpan(self.stage.name, self.began, self.began + n, self.is_last)
+    learn.mask_range = self.mask_ratios((learn.step - self.began)/max(1, n - 1))
 
 # %% ../../nbs/training/75_curriculum.ipynb #5018
 @patch
