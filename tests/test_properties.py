@@ -31,7 +31,7 @@ from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, ran
 from diffusion_lm.sampling.policies import SAMPLERS
 from diffusion_lm.sampling.sampler import denoise, sample
 from diffusion_lm.text import corpus as splits
-from diffusion_lm.text.corpus import Corpus, Document, cut_blocks, near_duplicates, split
+from diffusion_lm.text.corpus import Corpus, Document, cut_pieces, near_duplicates, split
 from diffusion_lm.text.store import Loader, eval_windows, token_store
 from diffusion_lm.text.tokenizer import SPECIALS, Tokenizer, train_bpe, train_words
 from diffusion_lm.theory import schedule
@@ -191,8 +191,8 @@ pieces = st.lists(st.sampled_from(["word", "\n\n", "\n", " ", "\u2003", "x"*30, 
 @given(pieces, st.integers(1, 60))
 @example("x"*100, 10)
 @example(" "*100, 10)
-def test_cut_blocks(text, size):
-    blocks = list(cut_blocks(text, size))
+def test_cut_pieces(text, size):
+    blocks = list(cut_pieces(text, size))
     assert "".join(blocks) == text and all(blocks)
     assert all(len(b) >= size for b in blocks[:-1])
     assert all(len(b.rstrip()) <= 1.5*size + 2 for b in blocks) # white space that follows a block belongs to it

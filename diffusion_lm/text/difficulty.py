@@ -8,7 +8,6 @@ __all__ = ['Segment', 'paragraphs', 'sentences', 'words', 'rarity', 'names_in', 
 
 # %% ../../nbs/text/14_difficulty.ipynb #0003
 import re
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,18 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import UserError, unknown
+from ..core import UserError, require, unknown
 
 # %% ../../nbs/text/14_difficulty.ipynb #0005
 def _need(name: str):
     "A package of the extra `curriculum`"
-    from importlib import import_module
-    try:
-        with warnings.catch_warnings(): # textstat imports something that is deprecated
-            warnings.simplefilter("ignore")
-            return import_module(name)
-    except ImportError:
-        raise UserError(f"{name} is missing; add it with: pip install 'diffusion_lm[curriculum]'") from None
+    return require(name, "curriculum")
 
 # %% ../../nbs/text/14_difficulty.ipynb #000b
 class Segment(NamedTuple):
@@ -37,7 +30,7 @@ class Segment(NamedTuple):
     paragraph: int # the number of the paragraph that it is, or is in
 
 _LINE = r"\S(?:.*\S)?"
-_PARAGRAPH = re.compile(rf"{_LINE}(?:[ \t\r]*\n[ \t\r]*{_LINE})*") # lines without a blank one between them
+_PARAGRAPH = re.compile(rf"{_LINE}(?:[ \t\r]*\n[ \t\r]*{_LINE})*") # lines, none of them blank
 
 def paragraphs(text: str) -> list[Segment]:
     "The `Segment`s between blank lines"
@@ -72,6 +65,7 @@ def words(text: str) -> list[str]:
     "The words of a text, in lower case"
     return [w.replace("’", "'").lower() for w in _WORD.findall(text)]
 
+# %% ../../nbs/text/14_difficulty.ipynb #6001
 @lru_cache(1 << 16)
 def _rarity(word, language): return 8 - _need("wordfreq").zipf_frequency(word, language)
 
@@ -84,14 +78,15 @@ def rarity(
     values = [_rarity(w, language) for w in words(text) if w not in names]
     return float(np.mean([v for v in values if v > 2] or [0.]))
 
+# %% ../../nbs/text/14_difficulty.ipynb #6003
 def names_in(text: str) -> set[str]:
-    "Words that are never written small, in lower case: their rarity elsewhere says nothing about this book"
+    "Words that are always capitalised, in lower case: how rare they are elsewhere says nothing here"
     seen = set(_WORD.findall(text))
     return {w.replace("’", "'").lower() for w in seen if w[0].isupper() and w.lower() not in seen}
 
 # %% ../../nbs/text/14_difficulty.ipynb #5006
-_OPENERS = set("""after although as because before if lest once since so that though till unless until when whenever
-    where whereas wherever whether which while who whom whose why""".split())
+_OPENERS = set("""after although as because before if lest once since so that though till unless until
+    when whenever where whereas wherever whether which while who whom whose why""".split())
 
 def clauses(text: str) -> int:
     "How many words open a subordinate clause"
@@ -120,6 +115,7 @@ def _encoder():
         return SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2", local_files_only=True)
     except Exception: return None # not installed, or its weights are not there
 
+# %% ../../nbs/text/14_difficulty.ipynb #6005
 def _word_vectors(texts: Sequence[str]) -> np.ndarray:
     "Words weighted by TF-IDF, in 64 dimensions at most"
     from sklearn.decomposition import TruncatedSVD
@@ -168,7 +164,8 @@ class DifficultyConfig:
         if not all(0 <= v <= 1000 for v in w) or not sum(w):
             raise UserError("the weights lexical, syntactic and thematic must not be negative, "
                             f"nor all zero; got {w}")
-        if not 1 <= self.themes <= 1000: raise UserError(f"themes must be between 1 and 1000, got {self.themes}")
+        if not 1 <= self.themes <= 1000:
+            raise UserError(f"themes must be between 1 and 1000, got {self.themes}")
         return self
 
 # %% ../../nbs/text/14_difficulty.ipynb #500b
@@ -193,6 +190,7 @@ def _measures(
     if _parser() is not None: out["depth"] = [depth(x) for x in texts]
     return out
 
+# %% ../../nbs/text/14_difficulty.ipynb #6006
 _SYNTACTIC = "words", "clauses", "flesch_kincaid", "fog", "ari", "depth"
 
 def difficulty(
@@ -207,7 +205,9 @@ def difficulty(
     t = pd.DataFrame(_measures(text, segments, cfg, encoder))
     def rank(column): return (t[column].rank() - 1)/max(1, len(t) - 1)
     syntactic = [rank(c) for c in _SYNTACTIC if c in t]
-    t["lexical"], t["syntactic"], t["thematic"] = rank("rarity"), sum(syntactic)/len(syntactic), rank("far")
+    t["lexical"] = rank("rarity")
+    t["syntactic"] = sum(syntactic)/len(syntactic)
+    t["thematic"] = rank("far")
     weighted = cfg.lexical*t.lexical + cfg.syntactic*t.syntactic + cfg.thematic*t.thematic
     t["score"] = weighted/(cfg.lexical + cfg.syntactic + cfg.thematic)
     return t

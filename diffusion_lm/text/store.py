@@ -26,13 +26,14 @@ from ..files import _fsync, cache_dir, digest_of, owner, rank, read_json, write_
 from .corpus import SPLITS, Corpus, DataConfig, Document, load_data, split
 
 # %% ../../nbs/text/13_store.ipynb #0020
+_DAMAGE = FileNotFoundError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile # others are not
+
 class TokenStore:
     "Tokens of a corpus on disk; every split is a contiguous slice of whole documents"
     def __init__(self, path): # the folder; raises `UserError` if it is damaged
         self.path = Path(path)
         try: whole = self._open()
-        except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile): whole = False
-        # Other errors of the disk are not damage.
+        except _DAMAGE: whole = False
         if not whole: raise UserError(f"token store {self.path} is damaged; delete that folder")
 
     def _open(self) -> bool:
@@ -44,11 +45,6 @@ class TokenStore:
         self.n_bytes = docs["n_bytes"] # UTF-8 bytes of each document (n,)
         self.tokens = np.memmap(self.path/"tokens.bin", dtype=self.meta["dtype"], mode="r")
         return len(self.tokens) == self.offsets[-1]
-
-    def documents(self, split: str) -> np.ndarray:
-        "Bounds (n+1,) of the documents of a split in `tokens`"
-        i = np.flatnonzero(self.splits == SPLITS.index(split))
-        return self.offsets[i[0]:i[-1] + 2]
 
     def split(self, split: str) -> np.ndarray:
         "All tokens of a split, mapped, not read"
@@ -63,6 +59,12 @@ class TokenStore:
 def _one_line(name): return name.replace("\n", " ") # names.txt has a line for each
 
 @patch
+def documents(self: TokenStore, split: str) -> np.ndarray:
+    "Bounds (n+1,) of the documents of a split in `tokens`"
+    i = np.flatnonzero(self.splits == SPLITS.index(split))
+    return self.offsets[i[0]:i[-1] + 2]
+
+@patch
 def names(self: TokenStore) -> list[str]:
     "The name of each document (n,)"
     return (self.path/"names.txt").read_text(encoding="utf-8").split("\n")
@@ -70,16 +72,17 @@ def names(self: TokenStore) -> list[str]:
 @patch
 def splits_of(self: TokenStore, corpus: Corpus) -> np.ndarray:
     "The split of each document of the corpus that the store was built from (docs,)"
-    of_name = dict(zip(self.names(), self.splits)) # documents of one name have one text, and one split
+    of_name = dict(zip(self.names(), self.splits)) # documents of one name are in one split
     return np.array([of_name[_one_line(d.name)] for d in corpus], np.uint8)
 
 # %% ../../nbs/text/13_store.ipynb #0021
 def _encoded(corpus: Corpus, tok, order: np.ndarray):
-    "The documents of a corpus in this order, each with its tokens; encoded in parallel, some at a time"
+    "The documents of a corpus in this order, each with its tokens; many are encoded in parallel"
     for i in range(0, len(order), 256):
         docs = [corpus[int(j)] for j in order[i:i + 256]]
         yield from zip(docs, tok.encode_batch([d.text for d in docs]))
 
+# %% ../../nbs/text/13_store.ipynb #6001
 def _build(corpus: Corpus, tok, splits: np.ndarray, path: Path):
     "Write a store to the folder `path`"
     dtype = np.uint16 if len(tok) <= 1 << 16 else np.uint32
@@ -90,12 +93,13 @@ def _build(corpus: Corpus, tok, splits: np.ndarray, path: Path):
             sizes.append(len(ids) + 1)
             n_bytes.append(tok.n_bytes[ids].sum())
             names.append(_one_line(d.name))
-    np.savez(path/"docs.npz", offsets=np.cumsum([0, *sizes]), sides=np.sort(splits), n_bytes=np.array(n_bytes))
+    offsets = np.cumsum([0, *sizes])
+    np.savez(path/"docs.npz", offsets=offsets, sides=np.sort(splits), n_bytes=np.array(n_bytes))
     (path/"names.txt").write_text("\n".join(names), encoding="utf-8")
     for f in path.iterdir(): _fsync(f)
-    ids = {"pad": tok.pad, "sep": tok.sep, "eos": tok.eos}
-    write_json(path/"meta.json",
-               {"corpus": corpus.name, "dtype": np.dtype(dtype).name, "tokenizer": tok.fingerprint, **ids})
+    write_json(path/"meta.json", {
+        "corpus": corpus.name, "dtype": np.dtype(dtype).name, "tokenizer": tok.fingerprint,
+        "pad": tok.pad, "sep": tok.sep, "eos": tok.eos})
 
 # %% ../../nbs/text/13_store.ipynb #5005
 _FORMAT = 1 # raise it when the layout or the split changes: old stores are then left alone
@@ -107,6 +111,7 @@ def store_name(
     "The folder in the cache that `token_store` makes for a text under a tokenizer"
     return f"tokens-{digest_of(_FORMAT, fingerprint, tok.fingerprint)[:16]}"
 
+# %% ../../nbs/text/13_store.ipynb #6003
 def _wait(line):
     "Say that another process is at work; of the processes of one training, one says so"
     if not rank(): print(line, file=sys.stderr, flush=True)
@@ -134,7 +139,7 @@ def token_store(
     cache=None,                       # a folder; that of the user if not given
     splits: np.ndarray | None = None, # of the corpus, if known (docs,)
 ) -> TokenStore:
-    "The store of `corpus` under the tokenizer, built if it is not there; a second process waits for the first one's"
+    "The store of `corpus` under the tokenizer, built if it is not there; only one process builds it"
     path = Path(cache or cache_dir())/store_name(corpus.fingerprint, tok)
     if not (path/"meta.json").exists():
         with owner(path, f"the token store of {corpus.name}", wait=_wait):
@@ -159,7 +164,7 @@ def store_of(
 
 # %% ../../nbs/text/13_store.ipynb #5007
 def _own_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: Path):
-    "The tokenizer of a corpus, trained or from the cache; and the split of the corpus if it was computed on the way"
+    "The tokenizer of a corpus, trained or from the cache; and the split if it was computed on the way"
     from diffusion_lm.text.tokenizer import Tokenizer, train_tokenizer
     key = digest_of(_FORMAT, corpus.fingerprint, config.kind, config.vocab_size)[:16]
     kept = cache/f"tokenizer-{key}.json"
@@ -172,6 +177,7 @@ def _own_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: Path):
         tok.save(kept)
         return tok, splits
 
+# %% ../../nbs/text/13_store.ipynb #6005
 def prepare(
     data: DataConfig,
     tokenizer: TokenizerConfig,
@@ -199,6 +205,7 @@ class Window(NamedTuple):
     start: bool = False # does a document begin here? (layout "streams" only)
     document: int = -1  # which document of the store it is from; -1 in a layout that does not know
 
+# %% ../../nbs/text/13_store.ipynb #6006
 class Layout:
     "Window number n as a function of the seed and n"
     n: int = 0 # windows in an epoch; each layout sets it
@@ -257,33 +264,28 @@ class _Piece(NamedTuple):
     start: bool    # does a document, or a segment of one, begin here?
     document: int
 
+# %% ../../nbs/text/13_store.ipynb #6008
 class Streams(Layout):
-    "Row i of the batch reads documents from start to end, or segments of them; a document's last window is padded"
+    "Row i of the batch reads documents from start to end, or segments of them; their ends are padded"
     def __init__(
         self,
         store: TokenStore,
         split: str,
         length: int,
         seed: int,
-        batch: int,                  # rows
-        segment: int | None = None, # windows that a row reads of a document before it turns to another; None: all
+        batch: int,                 # rows
+        segment: int | None = None, # windows of a document to read before turning to another; None: all
     ):
         super().__init__(length, seed)
         self.x, self.pad, self.batch, self.segment = store.tokens, store.meta["pad"], batch, segment
         self.bounds = store.documents(split)
-        self.first = int(np.searchsorted(store.offsets, self.bounds[0])) # the first document of the split
+        self.first = int(np.searchsorted(store.offsets, self.bounds[0])) # document of the split
         windows = -(-np.diff(self.bounds)//length) # of each document, the last one padded
         self.steps = int(windows.sum())//batch     # of an epoch
         self.n = self.steps*batch
         if not self.n:
-            raise UserError(f"the {split} split has fewer than {batch} windows: use a smaller trainer.batch")
-
-    def window(self, plan, i):
-        step, row = divmod(i, self.batch)
-        p = plan[row*self.steps + step]
-        tokens = self.x[p.begin:p.end].astype(np.int64)
-        padded = np.pad(tokens, (0, self.length - len(tokens)), constant_values=self.pad)
-        return Window(padded, p.start or step == 0, p.document)
+            raise UserError(f"the {split} split has fewer than {batch} windows: "
+                            "use a smaller trainer.batch")
 
 # %% ../../nbs/text/13_store.ipynb #500c
 @patch
@@ -294,7 +296,8 @@ def segments(self: Streams) -> list[list[_Piece]]:
         cuts = range(begin, end, self.length)
         k = self.segment or len(cuts)
         for i in range(0, len(cuts), k):
-            out.append([_Piece(a, min(a + self.length, end), a == cuts[i], document) for a in cuts[i:i + k]])
+            out.append([_Piece(a, min(a + self.length, end), a == cuts[i], document)
+                        for a in cuts[i:i + k]])
     return out
 
 @patch
@@ -303,6 +306,14 @@ def plan(self: Streams, epoch: int) -> list[_Piece]:
     segments = self.segments()
     order = rng(self.seed, "epoch", epoch).permutation(len(segments))
     return [piece for i in order for piece in segments[i]]
+
+@patch
+def window(self: Streams, plan: list[_Piece], i: int) -> Window:
+    step, row = divmod(i, self.batch)
+    p = plan[row*self.steps + step]
+    tokens = self.x[p.begin:p.end].astype(np.int64)
+    padded = np.pad(tokens, (0, self.length - len(tokens)), constant_values=self.pad)
+    return Window(padded, p.start or step == 0, p.document)
 
 # %% ../../nbs/text/13_store.ipynb #5010
 class Pairs(Layout):
@@ -320,9 +331,11 @@ class Pairs(Layout):
         if length < 3: raise UserError(f"a pair needs a window of at least 3 tokens, got {length}")
         self.x, self.sep = store.tokens, store.meta["sep"]
         bounds, size = store.documents(split), length - 1 # tokens of text
-        self.starts = np.concatenate([np.arange(a, b - size + 1, size) for a, b in zip(bounds, bounds[1:])])
+        starts = [np.arange(a, b - size + 1, size) for a, b in zip(bounds, bounds[1:])]
+        self.starts = np.concatenate(starts)
         self.n = len(self.starts)
-        if not self.n: raise UserError(f"no document of the {split} split is as long as a pair of {length} tokens")
+        if not self.n:
+            raise UserError(f"no document of the {split} split is as long as a pair of {length} tokens")
 
     def plan(self, epoch): return rng(self.seed, "epoch", epoch).permutation(self.n)
 
@@ -335,12 +348,14 @@ class Pairs(Layout):
 class Batch(NamedTuple):
     "What one training step reads"
     x: torch.Tensor                      # clean tokens (b,l), int64
-    t: torch.Tensor                      # times in (0,1], stratified over the batch: (b, blocks), float32
+    t: torch.Tensor                      # times in (0,1], stratified: (b, blocks), float32
     u: torch.Tensor                      # uniforms that decide what is masked (b,l), float32
     start: torch.Tensor | None = None    # does a document begin with this window? (b,), bool
-    document: torch.Tensor | None = None # the document of the store that it is from, or -1: (b,), int64
+    document: torch.Tensor | None = None # of the store, which it is from, or -1: (b,), int64
 
-    def to(self, device): return Batch(*(v if v is None else v.to(device, non_blocking=True) for v in self))
+    def to(self, device):
+        "The same batch on a device"
+        return Batch(*(v if v is None else v.to(device, non_blocking=True) for v in self))
 
 # %% ../../nbs/text/13_store.ipynb #002e
 LAYOUTS = {"packed": Packed, "streams": Streams, "pairs": Pairs}
@@ -350,18 +365,18 @@ class Loader:
     def __init__(
         self,
         store: TokenStore,
-        length: int,                     # tokens in a window
-        batch: int,                      # sequences in a global batch, over all processes
-        split: str = "train",            # which split of the corpus
+        length: int,                # tokens in a window
+        batch: int,                 # sequences in a global batch, over all processes
+        split: str = "train",       # which split of the corpus
         seed: int = 0,
-        blocks: int = 1,                 # times drawn for each sequence
-        layout: str | Callable = "packed", # "packed", "streams", "pairs", or a class that is called as these are
-        segment: int | None = None,      # of streams: windows to read of a document before turning to another
+        blocks: int = 1,            # times drawn for each sequence
+        layout: str | Callable = "packed", # "packed", "streams", "pairs", or what is called like them
+        segment: int | None = None, # of streams: windows of a document before turning to another
     ):
         size = len(store.split(split))
         if size < length:
-            raise UserError(f"the {split} split has {size} tokens, fewer than one window of {length}: "
-                            "use more text or a smaller model.length")
+            raise UserError(f"the {split} split has {size} tokens, fewer than one window of "
+                            f"{length}: use more text or a smaller model.length")
         self.length, self.batch_size, self.seed, self.blocks = length, batch, seed, blocks
         make = layout if callable(layout) else LAYOUTS[layout]
         self.window = make(store, split, length, seed, batch, segment)
@@ -374,6 +389,7 @@ def times(self: Loader, step: int) -> np.ndarray:
     t = 1 - (g.random() + g.permutation(n)/n) % 1
     return t.reshape(self.batch_size, self.blocks)
 
+# %% ../../nbs/text/13_store.ipynb #6009
 @patch
 def batch(
     self: Loader,

@@ -64,6 +64,7 @@ def _argument(a: set[str], b: set[str]) -> str | None:
             if (x == "claim") != (y == "claim"): return f"{x} → {y}"
     return None
 
+# %% ../../nbs/training/75_curriculum.ipynb #6001
 _NEAR = 3 # sentences; further on, the thread is lost
 
 def linked(
@@ -78,14 +79,15 @@ def linked(
             if paragraph[j] != paragraph[i]: break
             link = _argument(kinds[i], kinds[j]) or ("next" if j == i + 1 else None)
             if link: out.append((i, j, link))
-    return pd.DataFrame(out, columns=["first", "second", "link"]).astype({"first": int, "second": int})
+    columns = ["first", "second", "link"]
+    return pd.DataFrame(out, columns=columns).astype({"first": int, "second": int})
 
 # %% ../../nbs/training/75_curriculum.ipynb #000c
 class Book(NamedTuple):
     "A corpus, its segments and their difficulty"
     name: str
     text: str          # all documents, with blank lines between them
-    sentences: object  # a pandas table in the order of the text: the columns of difficulty, and side
+    sentences: object  # a pandas table in the order of the text; columns of difficulty, and side
     paragraphs: object # the same
     pairs: object      # linked, with score and side
 
@@ -98,24 +100,29 @@ def _check_text(name: str, text: str, found: list):
     "Raise `UserError` for a text with too few sentences `found` in it"
     size = len(text.encode())
     if size < LEAST:
-        raise UserError(f"{name} has {size/1000:.0f} kB of text; a curriculum needs at least {LEAST//1000} kB")
+        raise UserError(f"{name} has {size/1000:.0f} kB of text; "
+                        f"a curriculum needs at least {LEAST//1000} kB")
     if len(found) < 50:
-        raise UserError(f"{name} has {len(found)} sentence(s): a curriculum needs at least 50, with full stops, "
-                        "question or exclamation marks behind them")
+        raise UserError(f"{name} has {len(found)} sentence(s): a curriculum needs at least 50, "
+                        "with full stops, question or exclamation marks behind them")
     if np.mean([bool(_ENDED.search(text, s.start, s.end)) for s in found]) < .5:
-        raise UserError(f"most lines of {name} end without a full stop, question or exclamation mark: "
-                        "without sentence punctuation there is nothing to order")
+        raise UserError(
+            f"most lines of {name} end without a full stop, question or exclamation mark: "
+            "without sentence punctuation there is nothing to order")
 
+# %% ../../nbs/training/75_curriculum.ipynb #6003
 def _check_language(name: str, text: str, language: str):
     "Raise `UserError` where most words of a text are not usual in a language"
     wordfreq = _need("wordfreq")
     known = wordfreq.available_languages()
     if language not in known: raise unknown("curriculum.difficulty.language", language, known)
     distinct = list(dict.fromkeys(words(text[:200_000])))[:2000]
-    usual = np.mean([wordfreq.zipf_frequency(w, language) >= 2.5 for w in distinct]) if distinct else 0.
+    is_usual = [wordfreq.zipf_frequency(w, language) >= 2.5 for w in distinct]
+    usual = np.mean(is_usual) if is_usual else 0.
     if usual < .7: # books have 0.95 and more, those in other languages half of it
-        raise UserError(f"only {usual:.0%} of the words of {name} are usual in language '{language}': "
-                        "set curriculum.difficulty.language, or train without a curriculum")
+        raise UserError(
+            f"only {usual:.0%} of the words of {name} are usual in language '{language}': "
+            "set curriculum.difficulty.language, or train without a curriculum")
 
 # %% ../../nbs/training/75_curriculum.ipynb #5004
 def _scores(name: str, text: str, cfg: DifficultyConfig):
@@ -128,6 +135,7 @@ def _scores(name: str, text: str, cfg: DifficultyConfig):
               difficulty(text, paragraphs(text), cfg).assign(level="paragraph")]
     return pd.concat(levels, ignore_index=True)
 
+# %% ../../nbs/training/75_curriculum.ipynb #6005
 def _kept_scores(corpus: Corpus, text: str, cfg: DifficultyConfig, cache):
     "The scores of a corpus, from the cache where they are there"
     import pandas as pd
@@ -144,10 +152,12 @@ def _kept_scores(corpus: Corpus, text: str, cfg: DifficultyConfig, cache):
 def _linked_with_scores(text: str, s): # a table of sentences
     "The linked pairs of sentences; a pair is as hard as the harder of the two"
     pairs = linked([text[a:b] for a, b in zip(s.start, s.end)], s.paragraph.to_numpy())
-    score, first, second = s.score.to_numpy(), pairs["first"], pairs["second"]
-    pairs["score"], pairs["side"] = np.maximum(score[first], score[second]), s.side.to_numpy()[first]
+    score, side = s.score.to_numpy(), s.side.to_numpy()
+    first, second = pairs["first"], pairs["second"]
+    pairs["score"], pairs["side"] = np.maximum(score[first], score[second]), side[first]
     return pairs
 
+# %% ../../nbs/training/75_curriculum.ipynb #6006
 def measure(
     corpus: Corpus,
     splits: np.ndarray | None = None, # of each document: 0, 1 or 2; all 0 if not given
@@ -184,6 +194,7 @@ def _texts(book: Book, table) -> list[str]:
         out.append(book.text[start - spaced:end])
     return out
 
+# %% ../../nbs/training/75_curriculum.ipynb #6007
 def pieces(
     book: Book,
     reads: str,   # one of READS, but not "text"
@@ -195,9 +206,10 @@ def pieces(
     t = t[t.side == 0]
     chosen = t.iloc[easiest(t.score, share)]
     if reads != "pairs": return tok.encode_batch(_texts(book, chosen))
-    both = book.pairs["first"].isin(chosen.index) & book.pairs["second"].isin(chosen.index) # both are easy enough
-    firsts, seconds = (book.sentences.loc[book.pairs[both][k]] for k in ("first", "second"))
-    encoded = zip(tok.encode_batch(_texts(book, firsts)), tok.encode_batch(_texts(book, seconds)))
+    easy = chosen.index
+    pairs = book.pairs[book.pairs["first"].isin(easy) & book.pairs["second"].isin(easy)]
+    firsts, seconds = (_texts(book, book.sentences.loc[pairs[k]]) for k in ("first", "second"))
+    encoded = zip(tok.encode_batch(firsts), tok.encode_batch(seconds))
     return [np.concatenate([x, [tok.sep], y]) for x, y in encoded]
 
 # %% ../../nbs/training/75_curriculum.ipynb #500b
@@ -227,42 +239,49 @@ def _entries(*values): return field(default_factory=lambda: list(values))
 
 @dataclass
 class CurriculumConfig:
-    "The `curriculum:` section of a recipe: what is read and how much of it is masked, stage by stage"
+    "The `curriculum:` section of a recipe: stage by stage, what is read and how much is masked"
     reads: list[str] = _entries("sentences", "pairs", "paragraphs", "text") # what each stage reads
     easy: list[float] = _entries(.3334, .6667, 1., 1.) # which part of it, the easiest first
     low: list[float] = _entries(.75, .4, .1, 0.)       # smallest mask ratio
     high: list[float] = _entries(.9, .6, .3, 1.)       # largest mask ratio
     shares: list[float] = _entries(.2, .2, .2, .4)     # share of the steps
-    epochs: list[float] | None = None # instead: how often a stage reads what it reads; the last goes on to the end
-    patience: int | None = None       # leave a stage when its loss did not fall by 1 % for this many eighths of it
-    masking: str = "random" # random; linear: from high to low; adaptive: the largest ratio rises while the loss falls
+    epochs: list[float] | None = None # instead: how often a stage reads its text; the last goes on
+    patience: int | None = None # leave a stage after this many eighths without a loss lower by 1 %
+    masking: str = "random" # or linear: from high to low; adaptive: high rises while the loss falls
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
 
     def __post_init__(self):
-        if isinstance(self.difficulty, dict): self.difficulty = DifficultyConfig(**self.difficulty) # from YAML
+        if isinstance(self.difficulty, dict): # from YAML
+            self.difficulty = DifficultyConfig(**self.difficulty)
 
 # %% ../../nbs/training/75_curriculum.ipynb #500d
 def _check_stage(cfg: CurriculumConfig, i: int):
     "Raise `UserError` for a stage that cannot be"
-    easy, low, high, share, stage = cfg.easy[i], cfg.low[i], cfg.high[i], cfg.shares[i], f"stage {i + 1}"
+    easy, low, high, share = cfg.easy[i], cfg.low[i], cfg.high[i], cfg.shares[i]
+    stage = f"stage {i + 1}"
     if not 0 < easy <= 1:
         raise UserError(f"curriculum.easy of {stage} must be above 0 and at most 1, got {easy}")
     if cfg.reads[i] == "text" and easy != 1:
         raise UserError(f"{stage} reads the running text, which is not cut by difficulty: "
                         f"curriculum.easy must be 1 there, got {easy}")
     if not 0 <= low < high <= 1:
-        raise UserError(f"{stage} needs 0 <= curriculum.low < curriculum.high <= 1, got {low} and {high}")
-    if not 0 < share < math.inf: raise UserError(f"curriculum.shares of {stage} must be above 0, got {share}")
+        raise UserError(f"{stage} needs 0 <= curriculum.low < curriculum.high <= 1, "
+                        f"got {low} and {high}")
+    if not 0 < share < math.inf:
+        raise UserError(f"curriculum.shares of {stage} must be above 0, got {share}")
+
+# %% ../../nbs/training/75_curriculum.ipynb #6009
+def _check_length(entries: list | None, name: str, n: int):
+    "Raise `UserError` for a list that has not an entry for each of the n stages"
+    if entries is not None and len(entries) != n:
+        raise UserError(f"curriculum.{name} has {len(entries)} entries for {n} stages")
 
 @patch
 def check(self: CurriculumConfig):
     "Raise `UserError` for what cannot be"
     n = len(self.reads)
     if not n: raise UserError("curriculum.reads is empty: name at least one stage")
-    for name in ("easy", "low", "high", "shares", "epochs"):
-        entries = getattr(self, name)
-        if entries is not None and len(entries) != n:
-            raise UserError(f"curriculum.{name} has {len(entries)} entries for {n} stages")
+    for name in ("easy", "low", "high", "shares", "epochs"): _check_length(getattr(self, name), name, n)
     for reads in self.reads:
         if reads not in READS: raise unknown("curriculum.reads", reads, READS)
     for i in range(n): _check_stage(self, i)
@@ -274,6 +293,7 @@ def check(self: CurriculumConfig):
     self.difficulty.check()
     return self
 
+# %% ../../nbs/training/75_curriculum.ipynb #600b
 @patch(as_prop=True)
 def measures(self: CurriculumConfig) -> bool:
     "Is there anything to measure the difficulty of?"
@@ -290,13 +310,15 @@ class Stage(NamedTuple):
     tokens: int  # in an epoch
     bound: bool  # is the training loss a bound on the likelihood of text here?
 
+# %% ../../nbs/training/75_curriculum.ipynb #600c
 def _layout_of(items: list, eos: int):
     "A layout that reads these pieces, whatever the store holds"
-    def make(store, split, length, seed, batch, segment=None): return _Pieces(items, eos, length, seed)
+    def make(store, split, length, seed, *unused): return _Pieces(items, eos, length, seed)
     return make
 
+# %% ../../nbs/training/75_curriculum.ipynb #600e
 def _stage_name(i: int, reads: str, low: float, high: float) -> str:
-    "Number and reading of a stage; where it reads the running text, its mask ratios tell it from others"
+    "Number and reading of a stage; its mask ratios tell a stage of running text from others"
     full = (low, high) == (0, 1)
     if reads != "text" or full: return f"{i} {reads}"
     return f"{i} {reads} {100*low:.0f}–{100*high:.0f} %"
@@ -314,17 +336,17 @@ def make_stages(
 ) -> list[Stage]:
     "The stages of a curriculum; raises `UserError` for one that would be empty"
     out = []
-    for i, (reads, share, low, high) in enumerate(zip(cfg.reads, cfg.easy, cfg.low, cfg.high), 1):
+    for i, (reads, easy, low, high) in enumerate(zip(cfg.reads, cfg.easy, cfg.low, cfg.high), 1):
         if reads == "text": items, size, layout = [], len(store.split("train")), "packed"
         else:
-            items = pieces(book, reads, share, tok)
+            items = pieces(book, reads, easy, tok)
             size, layout = sum(len(p) + 1 for p in items), _layout_of(items, tok.eos)
-            if size < length:
-                raise UserError(f"stage {i} has {len(items)} {reads} of {size} tokens, less than one window "
-                                f"of {length}: raise curriculum.easy (now {share:g})")
+        if reads != "text" and size < length:
+            raise UserError(f"stage {i} has {len(items)} {reads} of {size} tokens, less than "
+                            f"one window of {length}: raise curriculum.easy (now {easy:g})")
         loader = Loader(store, length, batch, seed=seed, blocks=blocks, layout=layout)
-        bound = reads == "text" and (low, high) == (0, 1)
-        out.append(Stage(_stage_name(i, reads, low, high), loader, low, high, len(items), size, bound))
+        name, bound = _stage_name(i, reads, low, high), reads == "text" and (low, high) == (0, 1)
+        out.append(Stage(name, loader, low, high, len(items), size, bound))
     return out
 
 # %% ../../nbs/training/75_curriculum.ipynb #001b
@@ -348,15 +370,23 @@ class Curriculum(Callback):
         self.bad = 0               # eighths in a row without progress
         self.total, self.n = 0., 0 # loss since the last eighth, and its steps
 
-    _KEPT = "at", "began", "top", "first", "last", "least", "bad", "n"
-    def state(self): return {k: getattr(self, k) for k in self._KEPT} | {"total": float(self.total)}
-    def load(self, state):
-        for k, v in state.items(): setattr(self, k, v)
-
     @property
     def stage(self): return self.stages[self.at]
     @property
     def is_last(self): return self.at == len(self.stages) - 1
+
+# %% ../../nbs/training/75_curriculum.ipynb #6011
+_KEPT = "at", "began", "top", "first", "last", "least", "bad", "n"
+
+@patch
+def state(self: Curriculum) -> dict:
+    "What a checkpoint keeps"
+    return {k: getattr(self, k) for k in _KEPT} | {"total": float(self.total)}
+
+@patch
+def load(self: Curriculum, state: dict):
+    "Go on from what a checkpoint kept"
+    for k, v in state.items(): setattr(self, k, v)
 
 # %% ../../nbs/training/75_curriculum.ipynb #5012
 @patch
@@ -370,6 +400,7 @@ def steps(self: Curriculum, learn) -> int:
     else: n = round(learn.cfg.steps*self.cfg.shares[self.at]/sum(self.cfg.shares))
     return max(1, min(n, left - 1)) # something is left for the next
 
+# %% ../../nbs/training/75_curriculum.ipynb #6013
 @patch
 def mask_ratios(
     self: Curriculum,
@@ -414,8 +445,9 @@ def announce(self: Curriculum, learn):
 def leave(self: Curriculum, learn, why: str):
     "Note that a stage ends"
     perplexity = None if self.last is None else math.exp(min(700., self.last))
-    learn.note(stage_end={"name": self.stage.name, "steps": learn.step - self.began, "why": why,
-                          "loss": [self.first, self.last], "perplexity": perplexity, "bound": self.stage.bound})
+    learn.note(stage_end={
+        "name": self.stage.name, "steps": learn.step - self.began, "why": why,
+        "loss": [self.first, self.last], "perplexity": perplexity, "bound": self.stage.bound})
 
 @patch
 def narrow(self: Curriculum, learn):
@@ -432,6 +464,13 @@ def before_fit(self: Curriculum, learn):
     self.narrow(learn)
 
 @patch
+def after_fit(self: Curriculum, learn):
+    if not learn.done and learn.step < learn.cfg.steps: return # to go on later
+    if self.n: self.judge()
+    self.leave(learn, "the training was")
+
+# %% ../../nbs/training/75_curriculum.ipynb #6014
+@patch
 def after_step(self: Curriculum, learn):
     if not learn.skipped: self.total, self.n = self.total + learn.loss, self.n + 1
     n, done = self.steps(learn), learn.step - self.began
@@ -445,19 +484,13 @@ def after_step(self: Curriculum, learn):
         learn.read_from(self.stage.loader)
     self.narrow(learn)
 
-@patch
-def after_fit(self: Curriculum, learn):
-    if not learn.done and learn.step < learn.cfg.steps: return # to go on later
-    if self.n: self.judge()
-    self.leave(learn, "the training was")
-
 # %% ../../nbs/training/75_curriculum.ipynb #1001
 def stage_table(stages: list[Stage]) -> list[str]:
     "What each stage has to read, as lines of Markdown"
     lines = ["| stage | masked | pieces | tokens | loss is a bound |", "|---|---:|---:|---:|---:|"]
     for s in stages:
-        bound = "yes" if s.bound else "no"
-        lines.append(f"| {s.name} | {s.low:.0%} – {s.high:.0%} | {s.pieces or '–'} | {s.tokens:,} | {bound} |")
+        masked, bound = f"{s.low:.0%} – {s.high:.0%}", "yes" if s.bound else "no"
+        lines.append(f"| {s.name} | {masked} | {s.pieces or '–'} | {s.tokens:,} | {bound} |")
     return lines
 
 # %% ../../nbs/training/75_curriculum.ipynb #501d
@@ -469,10 +502,12 @@ def _plot_histograms(ax, book: Book, cfg: CurriculumConfig):
         score = getattr(book, level).score
         ax.hist(score, bins=40, density=True, histtype="step", color=color, label=level)
         for reads, easy in zip(cfg.reads, cfg.easy):
-            if easy < 1 and reads == level: ax.axvline(score.quantile(easy), color=color, ls=":", lw=1)
+            if easy == 1 or reads != level: continue
+            ax.axvline(score.quantile(easy), color=color, ls=":", lw=1)
     ax.set(xlabel="difficulty", ylabel="density")
     ax.legend(frameon=False)
 
+# %% ../../nbs/training/75_curriculum.ipynb #6015
 def _plot_course(ax, s): # a table of sentences
     "The mean difficulty of some sixty parts of the book"
     n = max(1, len(s)//60) # sentences in a part
@@ -483,11 +518,12 @@ def _plot_course(ax, s): # a table of sentences
     ax.set(xlabel="place in the book", ylabel="mean rank of sentences")
     ax.legend(frameon=False, fontsize=7, ncol=2)
 
+# %% ../../nbs/training/75_curriculum.ipynb #6016
 def plot_scores(
     book: Book,
     cfg: CurriculumConfig | None = None,
 ): # a matplotlib figure
-    "The scores of sentences and of paragraphs, where the stages end, and the difficulty along the book"
+    "The scores of sentences and paragraphs, where stages end, and the difficulty along the book"
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9, 3), layout="constrained")
     left, right = fig.subplots(1, 2)
@@ -513,6 +549,7 @@ alt="Histograms of the difficulty of sentences and paragraphs, and the difficult
 <h2>Ten arguments</h2><ol>{arguments}</ol></html>
 """
 
+# %% ../../nbs/training/75_curriculum.ipynb #6017
 def _html_table(markdown: list[str]) -> str:
     "A table of Markdown in HTML"
     rows = [line.strip("|").split("|") for line in markdown if not line.startswith("|---")]
@@ -524,15 +561,18 @@ def _page(book: Book, stages: list[Stage]) -> str:
     "The page about a book, in HTML"
     s, p = book.sentences, book.pairs
     def quote(i): return html.escape(" ".join(book.text[s.start[i]:s.end[i]].split()))
-    def items(rows): return "".join(f"<li>{quote(i)} <small>{s.score[i]:.2f}</small></li>" for i in rows)
+    def item(i): return f"<li>{quote(i)} <small>{s.score[i]:.2f}</small></li>"
     order = s.score.sort_values().index
     arguments = [f"<li><b>{html.escape(r.link)}</b>: {quote(r.first)} … {quote(r.second)}</li>"
                  for r in p[p.link != "next"].iloc[:10].itertuples(index=False)]
     return _PAGE.format(
-        name=html.escape(book.name), sentences=len(s), paragraphs=len(book.paragraphs), pairs=len(p),
-        stages=_html_table(stage_table(stages)), easiest=items(order[:10]), hardest=items(order[::-1][:10]),
+        name=html.escape(book.name),
+        sentences=len(s), paragraphs=len(book.paragraphs), pairs=len(p),
+        stages=_html_table(stage_table(stages)),
+        easiest="".join(map(item, order[:10])), hardest="".join(map(item, order[::-1][:10])),
         arguments="".join(arguments))
 
+# %% ../../nbs/training/75_curriculum.ipynb #6018
 def _segments(book: Book):
     "All sentences and paragraphs with their text, as a table"
     import pandas as pd
@@ -542,10 +582,13 @@ def _segments(book: Book):
     t["side"] = [SPLITS[i] for i in t.side]
     return t
 
+# %% ../../nbs/training/75_curriculum.ipynb #601a
 def _facts(book: Book, stages: list[Stage]) -> dict:
     "What `stages.json` says"
     return {"name": book.name,
-            "sentences": len(book.sentences), "paragraphs": len(book.paragraphs), "pairs": len(book.pairs),
+            "sentences": len(book.sentences),
+            "paragraphs": len(book.paragraphs),
+            "pairs": len(book.pairs),
             "links": book.pairs.link.value_counts().to_dict(),
             "words_in_a_sentence": book.sentences.words.describe().round(2).to_dict(),
             "stages": [{k: v for k, v in z._asdict().items() if k != "loader"} for z in stages]}
@@ -557,13 +600,14 @@ def inspect_book(
     cfg: CurriculumConfig,
     folder,               # made if it is not there
 ) -> dict:
-    "Write segments.parquet, pairs.parquet, stages.json, scores.png and report.html; returns what stages.json says"
+    "Write tables of segments and pairs, stages.json, scores.png and report.html; returns the facts"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pairs = book.pairs.assign(side=[SPLITS[i] for i in book.pairs.side])
     for table, name in ((_segments(book), "segments"), (pairs, "pairs")):
         with atomic(folder/f"{name}.parquet") as tmp: table.to_parquet(tmp)
-    with atomic(folder/"scores.png") as tmp: plot_scores(book, cfg).savefig(tmp, dpi=110, format="png")
+    with atomic(folder/"scores.png") as tmp:
+        plot_scores(book, cfg).savefig(tmp, dpi=110, format="png")
     facts = _facts(book, stages)
     write_json(folder/"stages.json", facts)
     write_text(folder/"report.html", _page(book, stages))
