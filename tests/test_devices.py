@@ -1,4 +1,4 @@
-"""Several processes train what one trains, on the CPU with gloo: forked from this process, or started by torchrun and accelerate."""
+"""Several processes train what one trains, on the CPU with gloo: forked from this one, or started by a launcher."""
 import datetime
 import json
 import multiprocessing
@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import accelerate
@@ -45,7 +46,7 @@ def without_bf16(capabilities=torch.cpu.get_capabilities):
 
 @pytest.fixture(scope="module", autouse=True)
 def float32():
-    "Muon, and what `dtype: auto` picks, calculate in float32 here whatever the processor has; forked processes inherit it"
+    "Muon and `dtype: auto` calculate in float32 here, whatever the processor has; forked processes inherit it"
     with pytest.MonkeyPatch.context() as m:
         m.setattr(torch.cpu, "get_capabilities", without_bf16)
         yield
@@ -59,11 +60,12 @@ def tiny_home(recipe, tmp_path_factory, float32):
     return home
 
 def together(f, folder, world=2, seconds=120):
-    "What `f(rank)` returns, or the error it raises, in each of `world` forked processes joined by gloo; all must end, and none hang"
+    "What `f(rank)` returns, or the error it raises, in each of `world` forked processes joined by gloo; all must end"
     folder.mkdir()
     def go(rank):
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=seconds))
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
+                                             timeout=datetime.timedelta(seconds=seconds))
         try: out = f(rank)
         except UserError as e: out = e
         except BaseException: out = traceback.format_exc()
@@ -91,13 +93,15 @@ def learner(text, shard=False, callbacks=(), layout="packed", validate=True, tho
     store, tok = text
     seed_everything(0)
     small = ModelConfig(width=16, heads=2, layers=2, length=32)
-    if thoughts: model = randomize_(StackedDiffusionModel3D(replace(small, block=8, thought=ThoughtConfig([2], 4, 3, forget=0.)), len(tok), tok.specials), std=.05)
+    stacked = replace(small, block=8, thought=ThoughtConfig([2], 4, 3, forget=0.))
+    if thoughts: model = randomize_(StackedDiffusionModel3D(stacked, len(tok), tok.specials), std=.05)
     else: model = randomize_(BaselineDreamModel(small, len(tok), tok.specials), std=.05)
     objective = ThoughtObjective(model) if thoughts else Objective(model)
     if shard:
         for block in model.blocks: fully_shard(block)
         fully_shard(objective)
-    cfg = TrainConfig(**dict(dict(steps=6, batch=8, eval_every=3, eval_tokens=256, save_every=3, device="cpu", dtype="float32"), **kw))
+    usual = dict(steps=6, batch=8, eval_every=3, eval_tokens=256, save_every=3, device="cpu", dtype="float32")
+    cfg = TrainConfig(**usual | kw)
     return Learner(objective, Loader(store, 32, cfg.batch, blocks=objective.times(32), layout=layout), cfg, callbacks)
 
 def whole(x): return x.full_tensor() if isinstance(x, DTensor) else x
@@ -114,24 +118,29 @@ def same(a, b, losses=slice(None)):
     "Two results of `fit` agree up to rounding: sums over processes and shards are taken in another order"
     torch.testing.assert_close(torch.tensor(a[0][losses]), torch.tensor(b[0]), rtol=2e-5, atol=0)
     assert a[1].step == b[1].step and a[1].value == pytest.approx(b[1].value, rel=1e-6)
-    torch.testing.assert_close(a[2], b[2], rtol=0, atol=1e-4) # a gradient near zero may have either sign, and AdamW steps by the sign
+    # a gradient near zero may have either sign, and AdamW steps by the sign
+    torch.testing.assert_close(a[2], b[2], rtol=0, atol=1e-4)
 
 def gradients(text, **kw):
     learn = learner(text, **kw)
     b = learn.batch(5)
-    return float(learn._gradients(b)), torch.cat([whole(p.grad).flatten() for p in learn.model.parameters()]), int((b.x != learn.model.pad).sum())
+    loss = float(learn._gradients(b))
+    g = torch.cat([whole(p.grad).flatten() for p in learn.model.parameters()])
+    return loss, g, int((b.x != learn.model.pad).sum())
 
 @pytest.mark.parametrize("shard", [False, True])
 @pytest.mark.parametrize("layout", ["packed", "streams"])
 def test_gradients(text, tmp_path, layout, shard):
-    "Of two processes, all at once or sequence by sequence: those of one process, also where one process has more padding than the other"
+    "Of two processes, all at once or sequence by sequence: those of one process, also where they differ in padding"
     loss, g, n = gradients(text, layout=layout)
     for micro in (None, 1):
-        out = together(lambda rank: gradients(text, layout=layout, shard=shard, micro_batch=micro), tmp_path/str(micro))
+        part = partial(gradients, text, layout=layout, shard=shard, micro_batch=micro)
+        out = together(lambda rank, part=part: part(), tmp_path/str(micro))
         assert sum(o[2] for o in out) == n and (out[0][2] != out[1][2]) == (layout == "streams")
         for l, h, _ in out: assert l == pytest.approx(loss, rel=1e-6) and (h - g).norm() < 1e-6*g.norm()
 
-@pytest.mark.parametrize("kw", [dict(), dict(micro_batch=1, layout="streams"), dict(optimizer="adamw"), dict(thoughts=True, layout="streams")], ids=str)
+@pytest.mark.parametrize("kw", [dict(), dict(micro_batch=1, layout="streams"), dict(optimizer="adamw"),
+                                dict(thoughts=True, layout="streams")], ids=str)
 def test_steps(text, tmp_path, kw):
     a, b = together(lambda rank: fit(text, **kw), tmp_path/"pair")
     same(fit(text, **kw), a)
@@ -154,20 +163,25 @@ def test_sharded_muon(text, tmp_path, capfd):
     assert [line[:25] for line in capfd.readouterr().err.splitlines()] == ["Muon needs whole matrices"]
 
 def test_sharded_ema(text, tmp_path):
-    for e in together(lambda rank: learner(text, True, ema=.9), tmp_path/"pair"): assert str(e) == "trainer.ema does not go with sharded weights: set it to 0"
+    for e in together(lambda rank: learner(text, True, ema=.9), tmp_path/"pair"):
+        assert str(e) == "trainer.ema does not go with sharded weights: set it to 0"
 
 @pytest.mark.parametrize("first, then", [(2, 1), (1, 2)])
 def test_carried_thoughts_move(text, tmp_path, first, then):
-    "What is carried from step to step is in the checkpoint, in the order of the batch: rows find their thoughts whatever the number of processes"
-    def go(world, **kw): return together(lambda rank: fit(text, run=tmp_path/"run", thoughts=True, layout="streams", optimizer="adamw", **kw), tmp_path/f"world{world}", world)[0]
+    "What is carried is saved in the order of the batch: rows find their thoughts whatever the number of processes"
+    kw = dict(thoughts=True, layout="streams", optimizer="adamw")
+    def go(world, **more):
+        return together(lambda rank: fit(text, run=tmp_path/"run", **kw, **more), tmp_path/f"world{world}", world)[0]
     go(first, stop_at=3)
-    same(fit(text, thoughts=True, layout="streams", optimizer="adamw"), go(then, resume=True), slice(3, None))
+    same(fit(text, **kw), go(then, resume=True), slice(3, None))
 
 @pytest.mark.parametrize("first, then", [(True, False), (False, True)], ids=["pair to one", "one to pair"])
 def test_sharded_checkpoint(text, tmp_path, first, then):
     "Written by a sharded pair it resumes in one plain process, and the reverse"
     kw, run = dict(optimizer="adamw"), tmp_path/"run"
-    def part(shard, name, **k): return together(lambda rank: fit(text, True, run, **kw, **k), tmp_path/name)[0] if shard else fit(text, False, run, **kw, **k)
+    def part(shard, name, **k):
+        if not shard: return fit(text, False, run, **kw, **k)
+        return together(lambda rank: fit(text, True, run, **kw, **k), tmp_path/name)[0]
     unbroken = fit(text, **kw)
     part(first, "first", stop_at=3)
     assert [p.name for p in steps_of(run)] == ["step-000003"]
@@ -192,17 +206,22 @@ def test_sharded_overflow(text, tmp_path):
     assert a == b and a[0] == 2**15 and [n == torch.inf for n in a[1]] == [False, True, False]
 
 def test_accelerate_fsdp2(text, tmp_path, monkeypatch):
-    "What `accelerate launch --use_fsdp --fsdp_version 2` prepares trains and saves alike. On a CPU Accelerate ignores its plugin, so here it is put in by hand"
+    """What `accelerate launch --use_fsdp --fsdp_version 2` prepares trains and saves alike. On a CPU Accelerate ignores
+    its plugin, so here it is put in by hand"""
     class Sharding(accelerate.Accelerator):
         def __init__(self, **kw):
             super().__init__(**kw)
             self.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            self.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"])
+            self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+                transformer_cls_names_to_wrap=[TransformerLayer.__name__])
     kw = dict(optimizer="adamw", micro_batch=2)
     with monkeypatch.context() as m:
         m.setattr("accelerate.Accelerator", Sharding)
         m.setenv("ACCELERATE_USE_FSDP", "true")
-        sharded = lambda rank: learner(text, **kw).sharded and fit(text, run=tmp_path/"run", stop_at=3, **kw)
+        def sharded(rank):
+            assert learner(text, **kw).sharded
+            return fit(text, run=tmp_path/"run", stop_at=3, **kw)
         assert together(sharded, tmp_path/"pair")[0][1].step == 3
     same(fit(text, **kw), fit(text, run=tmp_path/"run", resume=True, **kw), slice(3, None))
 
@@ -212,16 +231,20 @@ def same_log(a, b):
     "The same lines, one for each step; figures equal up to rounding, which Muon makes a little larger with every step"
     a, b = (read_jsonl(run/"log.jsonl") for run in (a, b))
     assert [(r["step"], set(r)) for r in a] == [(r["step"], set(r)) for r in b] and len(a) == 9
+    tolerance = dict(loss=1e-5, grad_norm=1e-4, lr=0, tokens=0)
     for r, s in zip(a, b):
         if "validation" in r: assert r["validation"] == pytest.approx(s["validation"], rel=1e-5)
-        else: assert all(r[k] == pytest.approx(s[k], rel=tol) for k, tol in dict(loss=1e-5, grad_norm=1e-4, lr=0, tokens=0).items()), (r, s)
+        else: assert all(r[k] == pytest.approx(s[k], rel=tol) for k, tol in tolerance.items()), (r, s)
 
 def same_run(a, b):
     same_log(a, b)
-    torch.testing.assert_close(load_weights(a/"model.safetensors"), load_weights(b/"model.safetensors"), rtol=0, atol=1e-4)
+    weights = (load_weights(run/"model.safetensors") for run in (a, b))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
     sa, sb = (read_jsonl(run/"samples.jsonl") for run in (a, b))
-    assert [(r["step"], r["prompt"]) for r in sa] == [(r["step"], r["prompt"]) for r in sb] # their words hang on the last bits
-    assert {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()} # one process writes: nothing twice, no leftovers
+    # the words of samples depend on the last bits
+    assert [(r["step"], r["prompt"]) for r in sa] == [(r["step"], r["prompt"]) for r in sb]
+    # one process writes: nothing twice, no leftovers
+    assert {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()}
 
 def pair_dlm(folder, home, *args, world=2): return together(lambda rank: run_dlm(home, *args), folder, world)
 
@@ -242,10 +265,12 @@ def test_checkpoint_moves(recipe, tiny_home, tmp_path, first):
     same_run(tiny_home/"checkpoints"/"tiny", home/"checkpoints"/"tiny")
 
 def test_shares_must_be_equal(recipe, tmp_path, monkeypatch):
-    "Three processes cannot share eight sequences: one line, status 2, nothing written. The others say it later: by then torchrun has ended them"
+    """Three processes cannot share eight sequences: one line, status 2, nothing written. The others say it later: by
+    then torchrun has ended them"""
     monkeypatch.setattr(time, "sleep", lambda s: None)
     for status, out, err in pair_dlm(tmp_path/"three", tmp_path/"home", "train", "--config", recipe, world=3):
-        assert (status, out) == (2, "") and err.splitlines()[-1] == "dlm: trainer.batch 8 must be a multiple of the number of processes, 3"
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1] == "dlm: trainer.batch 8 must be a multiple of the number of processes, 3"
     assert not (tmp_path/"home"/"checkpoints").exists()
 
 def test_stopped_together(recipe, tiny_home, tmp_path, monkeypatch):
@@ -258,38 +283,45 @@ def test_stopped_together(recipe, tiny_home, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(Learner, "train_step", train_step)
         (status, _, err), silent = pair_dlm(tmp_path/"pair", home, "train", "--config", recipe)
-    assert status == 130 and "stopped at step 13 of 24; go on with: dlm train --name tiny --resume" in err.splitlines()[-1] and silent == (130, "", "")
+    assert status == 130 and silent == (130, "", "")
+    assert "stopped at step 13 of 24; go on with: dlm train --name tiny --resume" in err.splitlines()[-1]
     status, _, err = run_dlm(home, "train", "--name", "tiny", "--resume")
     assert status == 0 and "from step-000013" in err
     same_run(tiny_home/"checkpoints"/"tiny", home/"checkpoints"/"tiny")
 
 LAUNCH = dict(torchrun=["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-              accelerate=["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"])
+              accelerate=["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+                          "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"])
 
 @pytest.mark.parametrize("launcher", LAUNCH)
 def test_launched(recipe, tiny_home, tmp_path, launcher):
     "The same recipe under torchrun or `accelerate launch`: the same run, written and told once"
     script = tmp_path/"dlm.py"
     script.write_text(f"import torch; torch.cpu.get_capabilities = lambda: {without_bf16()}\n{DLM[-1]}")
-    p = subprocess.run([sys.executable, "-m", *LAUNCH[launcher], str(script), "train", "--config", str(recipe)], capture_output=True, text=True,
-                       encoding="utf-8", stdin=subprocess.DEVNULL, timeout=240, env={**os.environ, "DIFFUSION_LM_HOME": str(tmp_path/"home")})
+    p = subprocess.run([sys.executable, "-m", *LAUNCH[launcher], str(script), "train", "--config", str(recipe)],
+                       capture_output=True, text=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=240,
+                       env={**os.environ, "DIFFUSION_LM_HOME": str(tmp_path/"home")})
     assert p.returncode == 0, p.stderr
     same_run(tiny_home/"checkpoints"/"tiny", tmp_path/"home"/"checkpoints"/"tiny")
-    assert p.stdout.count("bits/byte") == 1 and [p.stderr.count(s) for s in ("preparing ", "training Base", "Traceback")] == [1, 1, 0], p.stderr
+    assert p.stdout.count("bits/byte") == 1
+    assert [p.stderr.count(s) for s in ("preparing ", "training Base", "Traceback")] == [1, 1, 0], p.stderr
 
 def test_commands_of_the_page():
-    "The commands in nbs/explanations/scaling.ipynb have options that exist: the launchers' own parsers read them, and dlm's"
+    "The commands in nbs/explanations/scaling.ipynb have options that exist: the launchers' parsers and dlm's read them"
     from accelerate.commands.launch import launch_command_parser
     from torch.distributed.run import get_args_parser
     page = json.loads((Path(__file__).parents[1]/"nbs"/"explanations"/"scaling.ipynb").read_text(encoding="utf-8"))
-    blocks = re.findall(r"```sh\n(.*?)```", "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown"), re.S)
-    commands = [shlex.split(line.replace("$(which dlm)", "dlm")) for block in blocks for line in block.strip().splitlines()]
+    prose = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", prose, re.S) for line in block.strip().splitlines()]
+    commands = [shlex.split(line.replace("$(which dlm)", "dlm")) for line in lines]
     assert {c[0] for c in commands} == {"dlm", "torchrun", "accelerate"}
     for launcher, *args in commands:
         if launcher != "dlm":
-            o = get_args_parser().parse_args(args) if launcher == "torchrun" else launch_command_parser().parse_args(args[1:])
+            if launcher == "torchrun": o = get_args_parser().parse_args(args)
+            else: o = launch_command_parser().parse_args(args[1:])
             assert o.training_script == "dlm"
-            if launcher == "accelerate" and o.use_fsdp: assert (o.fsdp_version, o.fsdp_transformer_layer_cls_to_wrap) == ("2", TransformerLayer.__name__)
+            if launcher == "accelerate" and o.use_fsdp:
+                assert o.fsdp_version == "2" and o.fsdp_transformer_layer_cls_to_wrap == TransformerLayer.__name__
             args = o.training_script_args
         assert args[0] == "train"
         parse_train(args[1:])[0].trainer.check()

@@ -1,4 +1,5 @@
-"""Wherever a run is stopped, and whatever happens to its checkpoints, it goes on as if nothing had been: small runs, in this process and in copies of it."""
+"""Wherever a run is stopped, and whatever happens to its checkpoints, it goes on as if unbroken: small runs, in this
+process and in copies of it."""
 import json
 import os
 import shutil
@@ -33,7 +34,8 @@ def test_signals(dlm, home, recipe, tiny_home, monkeypatch, tmp_path, sig, times
     run = tmp_path/"mine"/"tiny"
     assert status == 130 and "Traceback" not in err and out == ""
     last = err.splitlines()[-1]
-    assert last.startswith("dlm: ") and "--resume" in last and str(tmp_path/"mine") in last # the command as it must be typed
+    assert last.startswith("dlm: ")
+    assert "--resume" in last and str(tmp_path/"mine") in last # the command as it must be typed
     assert steps_of(run)[-1].name == {1: "step-000013", 2: "step-000008"}[times]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler # put back
     status, out, err = dlm("train", "--name", "tiny", "--resume", "--out", tmp_path/"mine")
@@ -55,16 +57,18 @@ def forked(home, *args):
     "`dlm` in a copy of this process, which has imported everything already: the copy's number"
     if pid := os.fork(): return pid
     code = 1
-    tqdm.set_lock(threading.RLock()) # the lock that it came with is shared: killed while it holds that, the copy would stop all others
+    # the lock that the copy came with is shared: killed while it holds that, the copy would stop all others
+    tqdm.set_lock(threading.RLock())
     try: code = run_dlm(home, *args)[0]
     finally: os._exit(code)
 
 @posix
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(home, recipe, kills):
-    """One run, killed again and again wherever it happens to be (reading the text, in a step, writing a checkpoint or the report),
-    and resumed each time: the same losses and weights as without, to the last bit"""
-    args = ["--config", recipe, "--trainer.steps", 160, "--trainer.save_every", 2, "--trainer.sample_every", 500, "--trainer.eval_every", 50]
+    """One run, killed again and again wherever it happens to be (reading the text, in a step, writing a checkpoint or
+    the report), and resumed each time: the same losses and weights as without, to the last bit"""
+    args = ["--config", recipe, "--trainer.steps", 160, "--trainer.save_every", 2, "--trainer.sample_every", 500,
+            "--trainer.eval_every", 50]
     begin = time.monotonic()
     _, status = os.waitpid(forked(home, "train", *args, "--name", "whole"), 0)
     assert status == 0
@@ -84,7 +88,8 @@ def test_killed_at_random_moments(home, recipe, kills):
         for p in steps_of(run)[-1:]: assert damage(p) is None
     print("checkpoints at the kills:", at)
     assert len(set(at)) > kills//4 # they hit the run in many places
-    status, out, err = run_dlm(home, "train", *(["--name", "killed", "--resume"] if (run/"config.yaml").exists() else [*args, "--name", "killed"]))
+    options = ["--resume"] if (run/"config.yaml").exists() else args
+    status, out, err = run_dlm(home, "train", *options, "--name", "killed")
     assert status == 0, err
     same_run(home/"checkpoints"/"whole", run)
 
@@ -97,16 +102,26 @@ def test_interrupted_before_training(home, tmp_path):
     assert p.wait(240) == 130
     err = (tmp_path/"log.err").read_text(encoding="utf-8")
     assert "Traceback" not in err and err.splitlines()[-1].startswith("dlm: ")
-    assert not (home/"checkpoints"/"quick"/"model.safetensors").exists() and not [f for f in tree(home) if f.endswith(".tmp")]
+    assert not (home/"checkpoints"/"quick"/"model.safetensors").exists()
+    assert not [f for f in tree(home) if f.endswith(".tmp")]
 
 # ---- damaged checkpoints ----
 
 def cut(p): p.write_bytes(p.read_bytes()[:-7])
-def flip(p): b = bytearray(p.read_bytes()); b[len(b)//2] ^= 16; p.write_bytes(b)
+def flip(p):
+    b = bytearray(p.read_bytes())
+    b[len(b)//2] ^= 16
+    p.write_bytes(b)
 
-@pytest.mark.parametrize("file, harm", [("model.safetensors", cut), ("model.safetensors", flip), ("trainer.pt", flip), ("trainer.pt", Path.unlink),
-                                        ("manifest.json", cut), ("manifest.json", Path.unlink), ("manifest.json", lambda p: p.write_text("[]")),
-                                        ("manifest.json", lambda p: p.write_text('{"trainer.pt": {"sise": 1}}'))])
+@pytest.mark.parametrize("file, harm", [
+    ("model.safetensors", cut),
+    ("model.safetensors", flip),
+    ("trainer.pt", flip),
+    ("trainer.pt", Path.unlink),
+    ("manifest.json", cut),
+    ("manifest.json", Path.unlink),
+    ("manifest.json", lambda p: p.write_text("[]")),
+    ("manifest.json", lambda p: p.write_text('{"trainer.pt": {"sise": 1}}'))])
 def test_damaged_checkpoint_is_passed_over(dlm, trained, tiny_home, recipe, file, harm):
     run = trained/"checkpoints"/"tiny"
     newest = steps_of(run)[-1]
@@ -115,7 +130,8 @@ def test_damaged_checkpoint_is_passed_over(dlm, trained, tiny_home, recipe, file
     status, out, err = dlm("train", "--name", "tiny", "--resume")
     assert status == 0, err
     notes = err.splitlines()
-    assert any("step-000024 is passed over" in line for line in notes) and any("resuming 'tiny' from step-000016" in line for line in notes)
+    assert any("step-000024 is passed over" in line for line in notes)
+    assert any("resuming 'tiny' from step-000016" in line for line in notes)
     same_run(tiny_home/"checkpoints"/"tiny", run)
     assert damage(newest) is None # made anew
 
@@ -132,7 +148,8 @@ def test_half_made_checkpoint_does_not_matter(dlm, trained, tiny_home):
     (run/".step-000024.tmp").mkdir()
     (run/".step-000024.tmp"/"model.safetensors").write_bytes(b"half")
     (run/".model.safetensors.123.tmp").write_bytes(b"half")
-    (run/"log.jsonl").write_text((run/"log.jsonl").read_text() + '{"step": 24, "lo') # and the log may end in half a line
+    log = run/"log.jsonl"
+    log.write_text(log.read_text() + '{"step": 24, "lo') # and the log may end in half a line
     status, out, err = dlm("train", "--name", "tiny", "--resume")
     assert status == 0, err
     same_run(tiny_home/"checkpoints"/"tiny", run)
@@ -158,7 +175,8 @@ def test_ema_resumes_too(dlm, home, recipe):
 @pytest.mark.parametrize("stop_at", [13, 16])
 def test_thoughts_resume_too(dlm, home, recipe, stop_at):
     "They are carried from step to step, so a checkpoint holds them"
-    args = ["train", "--config", recipe, "--objective", "block", "--model.block", 4, "--model.thought.dims", "[2,2]", "--model.thought.depth", 3]
+    args = ["train", "--config", recipe, "--objective", "block", "--model.block", 4, "--model.thought.dims", "[2,2]",
+            "--model.thought.depth", 3]
     assert dlm(*args, "--name", "a")[0] == 0
     assert dlm(*args, "--name", "b", "--trainer.stop_at", stop_at)[0] == 0
     status, out, err = dlm("train", "--name", "b", "--resume")

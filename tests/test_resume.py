@@ -1,4 +1,4 @@
-"""A run that is stopped, interrupted or killed and then resumed is the run that was never interrupted; and what a finished run leaves."""
+"""A run that is stopped, interrupted or killed and then resumed equals an unbroken one; and what a run leaves."""
 import json
 import re
 import signal
@@ -14,14 +14,18 @@ RECIPES = ["quick", "quick-ar"]
 
 @pytest.fixture(scope="session")
 def quick_home(tmp_path_factory):
-    """Both packaged recipes in processes of their own, two at a time: unbroken as `quick`, and as `quick-part` stopped at step 30
-    and then resumed. The home, and what each process returned; for each recipe also the checkpoints that it left when it stopped"""
+    """Both packaged recipes in processes of their own, two at a time: unbroken as `quick`, and as `quick-part` stopped
+    at step 30 and then resumed. The home, and what each process returned; for each recipe also the checkpoints that it
+    left when it stopped"""
     home, results = tmp_path_factory.mktemp("quick")/"home", {}
     def start(recipe, kind):
         name = recipe if kind == "unbroken" else recipe + "-part"
-        return start_dlm(home, "train", "--name", name, *(["--resume"] if kind == "resumed" else ["--config", recipe]), *(["--trainer.stop_at", 30] if kind == "stopped" else []))
+        options = ["--resume"] if kind == "resumed" else ["--config", recipe]
+        if kind == "stopped": options += ["--trainer.stop_at", 30]
+        return start_dlm(home, "train", "--name", name, *options)
     home.mkdir()
-    for jobs in ([("quick", "unbroken")], [("quick", "stopped"), ("quick-ar", "unbroken")], [("quick", "resumed"), ("quick-ar", "stopped")], [("quick-ar", "resumed")]):
+    for jobs in ([("quick", "unbroken")], [("quick", "stopped"), ("quick-ar", "unbroken")],
+                 [("quick", "resumed"), ("quick-ar", "stopped")], [("quick-ar", "resumed")]):
         for job, process in [(job, start(*job)) for job in jobs]:
             results[job] = end_dlm(process)
             if job[1] == "stopped": results[job[0]] = [p.name for p in steps_of(home/"checkpoints"/f"{job[0]}-part")]
@@ -31,27 +35,33 @@ def quick_home(tmp_path_factory):
 def test_stopped_and_resumed_is_unbroken(quick_home, recipe):
     home, results = quick_home
     for kind in ("unbroken", "stopped", "resumed"): assert results[recipe, kind][0] == 0, results[recipe, kind]
-    assert results[recipe] == ["step-000030"] and "step-000030" in results[recipe, "resumed"][2] # where it stopped, and went on
+    assert results[recipe] == ["step-000030"] # where it stopped
+    assert "step-000030" in results[recipe, "resumed"][2] # and went on
     a, b = (home/"checkpoints"/n for n in (recipe, f"{recipe}-part"))
     same_run(a, b)
-    drop = lambda s: {k: v for k, v in s.items() if not re.search("second|memory|^name$", k)}
+    def drop(s): return {k: v for k, v in s.items() if not re.search("second|memory|^name$", k)}
     assert drop(json.loads((a/"summary.json").read_text())) == drop(json.loads((b/"summary.json").read_text()))
     assert (a/"samples.jsonl").read_text() == (b/"samples.jsonl").read_text()
 
 # ---- interruptions of a process ----
 
 def interrupt(home, name, sig, ready, tmp_path):
-    "Train `quick`, send `sig` once `ready(run)`; (status, stderr). It samples at every step, to take long enough for that"
-    p = start_dlm(home, "train", "--config", "quick", "--name", name, "--trainer.sample_every", 1, "--trainer.save_every", 10,
-                  "--samples.prompts", '[""]', "--samples.templates", "[]", log=tmp_path/"log")
+    "Train `quick`, send `sig` once `ready(run)`; (status, stderr). It samples at every step, to take long enough"
+    p = start_dlm(home, "train", "--config", "quick", "--name", name, "--trainer.sample_every", 1,
+                  "--trainer.save_every", 10, "--samples.prompts", '[""]', "--samples.templates", "[]",
+                  log=tmp_path/"log")
     run, deadline = home/"checkpoints"/name, time.monotonic() + 240
     try:
         while not ready(run) and p.poll() is None and time.monotonic() < deadline: time.sleep(.01)
         p.send_signal(sig)
         return p.wait(240), (tmp_path/"log.err").read_text(encoding="utf-8")
-    finally: p.kill(); p.wait()
+    finally:
+        p.kill()
+        p.wait()
 
-def logged(step): return lambda run: (run/"log.jsonl").exists() and any(r["step"] >= step for r in read_jsonl(run/"log.jsonl"))
+def logged(step):
+    def ready(run): return (run/"log.jsonl").exists() and any(r["step"] >= step for r in read_jsonl(run/"log.jsonl"))
+    return ready
 
 @posix
 def test_interrupted(quick_home, tmp_path):
@@ -68,7 +78,7 @@ def test_interrupted(quick_home, tmp_path):
 
 @posix
 def test_killed(quick_home, tmp_path):
-    "Nobody can catch SIGKILL: the run goes on from its last checkpoint, and steps after it are trained and logged again, once"
+    "Nothing can catch SIGKILL: the run goes on from its last checkpoint, and trains and logs the steps after it again"
     home, _ = quick_home
     status, err = interrupt(home, "killed", signal.SIGKILL, lambda run: (run/"step-000010").exists(), tmp_path)
     assert status == -signal.SIGKILL
@@ -78,28 +88,34 @@ def test_killed(quick_home, tmp_path):
 
 # ---- what a run leaves ----
 
-FILES = {"config.yaml", "tokenizer.json", "model.safetensors", "log.jsonl", "summary.json", "samples.jsonl", "loss.png", "report.md", "denoising.html"}
+FILES = {"config.yaml", "tokenizer.json", "model.safetensors", "log.jsonl", "summary.json", "samples.jsonl", "loss.png",
+         "report.md", "denoising.html"}
 ESTIMATE = {"value", "low", "high", "n", "unit", "kind", "by", "seeds"}
 
 def check_figures(s, kind):
     for k, unit in dict(bits_per_byte="bits/byte", nats_per_token="nats/token", perplexity="perplexity").items():
         e = s[k]
-        assert ESTIMATE <= set(e) and e["unit"] == unit and e["kind"] == kind and e["low"] <= e["value"] <= e["high"] and e["n"] > 0
+        assert ESTIMATE <= set(e) and e["unit"] == unit and e["kind"] == kind
+        assert e["low"] <= e["value"] <= e["high"] and e["n"] > 0
     assert {"parameters", "tokens", "seconds", "tokens_per_second", "device", "dtype"} <= set(s)
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_run_folder(quick_home, recipe):
     run = quick_home[0]/"checkpoints"/recipe
     assert {p.name for p in run.iterdir()} == FILES | {"step-000030", "step-000060"} # no leftovers
-    for p in steps_of(run): assert damage(p) is None and set(json.loads((p/"manifest.json").read_text())) == {"model.safetensors", "trainer.pt"}
+    for p in steps_of(run):
+        assert damage(p) is None
+        assert set(json.loads((p/"manifest.json").read_text())) == {"model.safetensors", "trainer.pt"}
     s = json.loads((run/"summary.json").read_text())
     check_figures(s, "exact" if recipe == "quick-ar" else "bound")
-    assert s["steps"] == s["planned_steps"] == 60 and s["tokens"] == 60*16*64 and s["weights"] == "last" and s["name"] == recipe
+    assert s["steps"] == s["planned_steps"] == 60 and s["tokens"] == 60*16*64
+    assert s["weights"] == "last" and s["name"] == recipe
     assert (run/"loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert f"{s['bits_per_byte']['value']:.3f}" in (run/"report.md").read_text(encoding="utf-8")
     assert "__DATA__" not in (run/"denoising.html").read_text(encoding="utf-8")
     samples = read_jsonl(run/"samples.jsonl")
-    assert {r["step"] for r in samples} == {30, 60} and all({"text", "prompt", "seed", "sampler", "steps"} <= set(r) for r in samples)
+    assert {r["step"] for r in samples} == {30, 60}
+    assert all({"text", "prompt", "seed", "sampler", "steps"} <= set(r) for r in samples)
     assert all(r["text"].startswith(r["prompt"]) for r in samples if "[MASK" not in r["prompt"])
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -109,7 +125,9 @@ def test_result_of_training_on_stdout(quick_home, recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_sample_json(quick_home, recipe):
-    status, out, err = run_dlm(quick_home[0], "sample", recipe, "--json", "--prompt", "The state of the Union", "-n", 3, *["--steps", 8]*(recipe != "quick-ar"), "--seed", 5)
+    steps = [] if recipe == "quick-ar" else ["--steps", 8]
+    status, out, err = run_dlm(quick_home[0], "sample", recipe, "--json", "--prompt", "The state of the Union",
+                               "-n", 3, *steps, "--seed", 5)
     assert status == 0, err
     samples = json.loads(out)
     assert len(samples) == 3 == len({r["text"] for r in samples}) and not err
@@ -120,7 +138,8 @@ def test_sample_json(quick_home, recipe):
 def test_sample_by_name_folder_or_weights(trained, dlm, tmp_path):
     "A run is found by its name, its folder or its weights, and a text does not depend on how many are asked for"
     run = trained/"checkpoints"/"tiny"
-    texts = [json.loads(dlm("sample", r, "--json", "-n", n)[1])[0]["text"] for r, n in (("tiny", 1), (run, 1), (run/"model.safetensors", 2), ("tiny", 20))]
+    asked = (("tiny", 1), (run, 1), (run/"model.safetensors", 2), ("tiny", 20))
+    texts = [json.loads(dlm("sample", r, "--json", "-n", n)[1])[0]["text"] for r, n in asked]
     assert len(set(texts)) == 1
 
 def test_infill_json(trained, dlm):
@@ -130,11 +149,13 @@ def test_infill_json(trained, dlm):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_eval_json(quick_home, recipe, book):
     home = quick_home[0]
-    status, out, err = run_dlm(home, "eval", recipe, "--json", *["--draws", 2]*(recipe != "quick-ar"), "--max-tokens", 16384)
+    draws = [] if recipe == "quick-ar" else ["--draws", 2]
+    status, out, err = run_dlm(home, "eval", recipe, "--json", *draws, "--max-tokens", 16384)
     assert status == 0, err
     s, summary = json.loads(out), json.loads((home/"checkpoints"/recipe/"summary.json").read_text())
     check_figures(s, "exact" if recipe == "quick-ar" else "bound")
-    assert s["bits_per_byte"]["value"] == pytest.approx(summary["bits_per_byte"]["value"], rel=1e-3) # `eval` repeats the report's figure
+    # `eval` repeats the report's figure
+    assert s["bits_per_byte"]["value"] == pytest.approx(summary["bits_per_byte"]["value"], rel=1e-3)
     status, out, err = run_dlm(home, "eval", recipe, "--json", *["--draws", 1]*(recipe != "quick-ar"), "--file", book)
     assert status == 0 and json.loads(out)["bytes_scored"] == book.stat().st_size
 

@@ -1,4 +1,4 @@
-"""What could be broken without any page noticing: each of these tests was written for a change of the code that all other tests let pass."""
+"""What could be broken without any page noticing: each test was written for a change that all other tests let pass."""
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from diffusion_lm.core import rng, seed_everything
 from diffusion_lm.evaluation.metrics import by_level, evaluate, score_windows, yardsticks
 from diffusion_lm.files import read_json
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.models.layers import TransformerLayer, RMSNorm, SwiGLU, TimeEmbedding, rope_freq, rope_table
+from diffusion_lm.models.layers import RMSNorm, SwiGLU, TimeEmbedding, TransformerLayer, rope_freq, rope_table
 from diffusion_lm.models.thought import (
     Reader,
     ThoughtConfig,
@@ -48,7 +48,8 @@ class Batches:
     batch_size, length = 4, 16
     def batch(self, step, rank=0, world=1):
         g = torch.Generator().manual_seed(step)
-        b = Batch(torch.randint(5, 60, (4, 16), generator=g), torch.rand(4, 1, generator=g).clamp(min=.1), torch.rand(4, 16, generator=g))
+        x = torch.randint(5, 60, (4, 16), generator=g)
+        b = Batch(x, torch.rand(4, 1, generator=g).clamp(min=.1), torch.rand(4, 16, generator=g))
         return Batch(*(v if v is None else v[rank::world] for v in b))
 
 class Faulty(Objective):
@@ -69,7 +70,8 @@ class Keep(Callback):
 def learner(*callbacks, bad=(), dropout=0., **kw):
     seed_everything(0)
     model = BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=16, dropout=dropout), 60, SPECIALS)
-    learn = Learner(Faulty(model), Batches(), TrainConfig(**{"steps": 6, "lr": 1e-2, "batch": 4, "device": "cpu", "dtype": "float32", **kw}), callbacks)
+    cfg = TrainConfig(**dict(steps=6, lr=1e-2, batch=4, device="cpu", dtype="float32") | kw)
+    learn = Learner(Faulty(model), Batches(), cfg, callbacks)
     learn.raw.bad = bad
     return learn
 
@@ -93,7 +95,8 @@ def test_ema_stands_still_in_skipped_steps(tmp_path):
     w = [keep.weights[i] for i in (0, 3, 4)] # steps 1 and 2 were skipped: nothing moved
     for a, b in zip(keep.weights[0], keep.weights[2]): assert torch.equal(a, b)
     assert int(learn.ema.n_averaged) == 3
-    for average, *ws in zip(learn.ema.module.parameters(), *w): assert torch.allclose(average, .75*(.75*ws[0] + .25*ws[1]) + .25*ws[2], atol=1e-6)
+    for average, *ws in zip(learn.ema.module.parameters(), *w):
+        assert torch.allclose(average, .75*(.75*ws[0] + .25*ws[1]) + .25*ws[2], atol=1e-6)
     saved = load_weights(tmp_path/"model.safetensors") # the weights to use are the averaged ones
     for k, v in learn.ema.module.state_dict().items(): assert torch.equal(saved[k], v)
 
@@ -109,24 +112,29 @@ def test_learning_rate_of_every_step(schedule, expected):
     assert np.allclose([list(r) for r in keep.rates], [[1e-2*e] for e in expected[:3]]) # all groups of all optimizers
     assert lr_factor(0, replace(cfg, warmup=0.)) == 1 and lr_factor(19, replace(cfg, decay=0., lr_schedule="wsd")) == 1
 
+TIMED = ModelConfig(width=16, heads=2, layers=2, length=16, time_conditioning=True)
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_what_decays(optimizer):
     "Without a gradient a step is the decay alone: every matrix shrinks, the embedding too; no gain or bias does"
-    model = randomize_(BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=16, time_conditioning=True), 60, SPECIALS), std=1.)
+    model = randomize_(BaselineDreamModel(TIMED, 60, SPECIALS), std=1.)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     opts = make_optimizers(model, TrainConfig(optimizer=optimizer, lr=.1, weight_decay=.5))
     for p in model.parameters(): p.grad = torch.zeros_like(p)
     for o in opts: o.step()
-    for n, p in model.named_parameters(): assert torch.allclose(p, before[n]*(1 - .1*.5 if p.ndim > 1 else 1.), atol=1e-6), n
+    for n, p in model.named_parameters():
+        kept = 1 - .1*.5 if p.ndim > 1 else 1.
+        assert torch.allclose(p, before[n]*kept, atol=1e-6), n
     assert {p.ndim for p in model.parameters()} == {1, 2}
 
 def test_which_optimizer_steps_what():
     "Muon takes the matrices of the blocks, but not those that only scale and shift them; AdamW the rest"
-    model = BaselineDreamModel(ModelConfig(width=16, heads=2, layers=2, length=16, time_conditioning=True), 60, SPECIALS)
+    model = BaselineDreamModel(TIMED, 60, SPECIALS)
     adamw, muon = make_optimizers(model, TrainConfig())
     own = {id(p) for g in muon.param_groups for p in g["params"]}
     names = {n for n, p in model.named_parameters() if id(p) in own}
-    assert names == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in ("attn.qkv", "attn.out", "ff.up", "ff.down")}
+    parts = ("attn.qkv", "attn.out", "ff.up", "ff.down")
+    assert names == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in parts}
     assert len(own) + sum(len(g["params"]) for g in adamw.param_groups) == len([*model.parameters()])
     assert len(make_optimizers(model, TrainConfig(), muon=False)) == 1
 
@@ -134,7 +142,8 @@ class Ones:
     "An optimizer that notes the norm of the gradient that it is given"
     param_groups = [{}]
     def __init__(self, model): self.model, self.norms = model, []
-    def step(self, *args): self.norms.append(float(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()))
+    def step(self, *args):
+        self.norms.append(float(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm()))
     def zero_grad(self):
         for p in self.model.parameters(): p.grad = None
 
@@ -146,8 +155,10 @@ def test_gradient_is_clipped_after_it_is_measured(clip):
     assert float(learn.grad_norm) > 1 and math.isclose(ones.norms[0], min(clip, float(learn.grad_norm)), rel_tol=1e-3)
 
 def test_betas_and_rates_of_the_optimizers():
-    adamw, muon = make_optimizers(BaselineDreamModel(ModelConfig(width=16, heads=2, layers=1, length=16), 60, SPECIALS), TrainConfig(lr=.007))
-    assert {tuple(g["betas"]) for g in adamw.param_groups} == {(.9, .95)} and {g["lr"] for o in (adamw, muon) for g in o.param_groups} == {.007}
+    model = BaselineDreamModel(ModelConfig(width=16, heads=2, layers=1, length=16), 60, SPECIALS)
+    adamw, muon = make_optimizers(model, TrainConfig(lr=.007))
+    assert {tuple(g["betas"]) for g in adamw.param_groups} == {(.9, .95)}
+    assert {g["lr"] for o in (adamw, muon) for g in o.param_groups} == {.007}
     assert all(g["adjust_lr_fn"] == "match_rms_adamw" for g in muon.param_groups) # one learning rate serves both
 
 def test_mask_ratios_move_the_times():
@@ -161,51 +172,66 @@ def test_mask_ratios_move_the_times():
 
 def stand_in(step=0, steps=11, **kw):
     "As much of a learner as a callback looks at"
-    return SimpleNamespace(**{"step": step, "cfg": TrainConfig(steps=steps, eval_every=5), "best": None, "stage": None, "skipped": False, "notes": (notes := []),
-                              "note": lambda **r: notes.append(r), "mask_range": (0., 1.), "read_from": lambda loader: None, "done": False, **kw})
+    notes = []
+    usual = dict(step=step, cfg=TrainConfig(steps=steps, eval_every=5), best=None, stage=None, skipped=False,
+                 done=False, mask_range=(0., 1.), notes=notes, note=lambda **r: notes.append(r),
+                 read_from=lambda loader: None)
+    return SimpleNamespace(**usual | kw)
 
 def test_masks_widen_line_by_line():
     learn, c = stand_in(), MaskRange(NoiseConfig(progress="linear", low=.2, high=.7))
     c.before_fit(learn)
     seen = [learn.mask_range]
-    for learn.step in range(1, 11): c.after_step(learn); seen.append(learn.mask_range)
+    for learn.step in range(1, 11):
+        c.after_step(learn)
+        seen.append(learn.mask_range)
     assert np.allclose(seen, [(0., .2 + .05*i) for i in range(11)]) # the last step has all of it
 
 def test_masks_widen_where_nothing_improves():
     learn, c = stand_in(steps=40), MaskRange(NoiseConfig(progress="adaptive", low=.2, high=.45))
     c.before_fit(learn)
-    for learn.step, best in ((5, 5), (7, 5), (10, 5), (15, 15), (20, 15), (25, 15)): # of evaluations every 5 steps, those at 10, 20 and 25 were no better
+    # of evaluations every 5 steps, those at 10, 20 and 25 were no better
+    for learn.step, best in ((5, 5), (7, 5), (10, 5), (15, 15), (20, 15), (25, 15)):
         learn.best = Best(1., best)
         c.after_step(learn)
-    assert np.allclose([n["mask_range"][1] for n in learn.notes], [.3, .4, .45]) and np.allclose(learn.mask_range, (0., .45))
+    assert np.allclose([n["mask_range"][1] for n in learn.notes], [.3, .4, .45])
+    assert np.allclose(learn.mask_range, (0., .45))
 
 def test_random_ranges_are_ranges():
     learn, c = stand_in(steps=200), MaskRange(NoiseConfig(progress="random", low=.2, high=.7), seed=3)
     seen = []
-    for learn.step in range(200): c.narrow(learn); seen.append(learn.mask_range)
+    for learn.step in range(200):
+        c.narrow(learn)
+        seen.append(learn.mask_range)
     lo, hi = np.array(seen).T
-    assert (lo < hi).all() and lo.min() < .22 and hi.max() > .68 and lo.min() >= .2 and hi.max() <= .7 and abs(np.mean(seen) - .45) < .02
+    assert (lo < hi).all() and .2 <= lo.min() < .22 and .68 < hi.max() <= .7 and abs(np.mean(seen) - .45) < .02
 
 def test_when_thoughts_awake():
     learn, c, seen = stand_in(steps=10, raw=SimpleNamespace()), Awaken(late=.3, ramp=.4), []
-    for learn.step in range(10): c.after_step(learn); seen.append((learn.raw.awake, round(learn.raw.ramp, 6)))
-    assert seen == [(False, 0.)]*3 + [(True, 0.), (True, .25), (True, .5), (True, .75), (True, 1.), (True, 1.), (True, 1.)]
+    for learn.step in range(10):
+        c.after_step(learn)
+        seen.append((learn.raw.awake, round(learn.raw.ramp, 6)))
+    assert seen == [(False, 0.)]*3 + [(True, r) for r in (0., .25, .5, .75, 1., 1., 1.)]
     Awaken().after_step(learn := stand_in(raw=SimpleNamespace()))
     assert (learn.raw.awake, learn.raw.ramp) == (True, 1.)
 
 def test_early_stop_counts_evaluations():
     c = Validate.__new__(Validate)
     cfg = replace(TrainConfig(), steps=100, eval_every=5, early_stop=3)
-    enough = lambda step, best, stage=None: c.enough(stand_in(step, cfg=cfg, best=Best(1., best), stage=stage))
+    def enough(step, best, stage=None): return c.enough(stand_in(step, cfg=cfg, best=Best(1., best), stage=stage))
     assert [enough(s, 10) for s in (20, 24, 25)] == [False, False, True] # three after the best
-    assert not enough(90, 10, StageSpan("a", 0, 95, False)) and [enough(s, 10, StageSpan("b", 30, 95, True)) for s in (44, 45)] == [False, True] # only in the last stage, from its beginning on
+    early, last = StageSpan("a", 0, 95, False), StageSpan("b", 30, 95, True)
+    assert not enough(90, 10, early) # only in the last stage,
+    assert [enough(s, 10, last) for s in (44, 45)] == [False, True] # from its beginning on
     assert not c.enough(stand_in(90, cfg=replace(cfg, early_stop=None), best=Best(1., 10)))
 
 # ---- a curriculum ----
 
 def curriculum(masking="linear", steps=20, **kw):
-    stages = [Stage(f"{i}", SimpleNamespace(batch_size=2, length=10), lo, hi, 5, 60, (lo, hi) == (0, 1)) for i, (lo, hi) in enumerate([(.5, .9), (.2, .4), (0, 1)])]
-    cfg = CurriculumConfig(reads=["sentences", "pairs", "text"], easy=[.5, 1, 1], low=[.5, .2, 0], high=[.9, .4, 1], shares=[2, 1, 1], masking=masking, **kw)
+    low, high, loader = [.5, .2, 0], [.9, .4, 1], SimpleNamespace(batch_size=2, length=10)
+    stages = [Stage(f"{i}", loader, lo, hi, 5, 60, (lo, hi) == (0, 1)) for i, (lo, hi) in enumerate(zip(low, high))]
+    cfg = CurriculumConfig(reads=["sentences", "pairs", "text"], easy=[.5, 1, 1], low=low, high=high, shares=[2, 1, 1],
+                           masking=masking, **kw)
     return Curriculum(stages, cfg.check()), stand_in(steps=steps)
 
 def run_stages(c, learn, losses=None):
@@ -235,7 +261,8 @@ def test_stages_by_epochs():
 def test_a_stage_without_progress_is_left():
     "An eighth counts as progress if the loss fell by 1 % or more of the least one"
     falling, nearly = [.98**i for i in range(80)], [1 - .0005*i for i in range(80)]
-    for losses, first in ((falling, 40), (nearly, 15)): # eighths of 40 steps: the first sets the mark, two without progress end it
+    # eighths of 40 steps: the first sets the mark, two without progress end it
+    for losses, first in ((falling, 40), (nearly, 15)):
         c, learn = curriculum(steps=80, patience=2)
         stages = [s for s, *_ in run_stages(c, learn, losses)]
         assert stages.count("0") == first, stages.count("0")
@@ -255,11 +282,11 @@ def test_plain_loss_is_the_default():
     assert torch.allclose(token_nll(toy, h, y), -h.gather(1, y[:, None])[:, 0])
 
 def test_grids_between_their_ends():
-    s = np.linspace(0, 1, 5)
     assert np.allclose(grid("uniform", 4), [1, .75, .5, .25, 0])
     assert np.allclose(grid("cosine", 4), [1, math.cos(math.pi/8), math.cos(math.pi/4), math.cos(3*math.pi/8), 0])
     assert np.allclose(grid("fisher-rao", 4), [1, math.cos(math.pi/8)**2, .5, math.cos(3*math.pi/8)**2, 0])
-    assert np.allclose(grid(information_grid([2., 2., 2., 2.]), 4), [1, .75, .5, .25, 0]) # nothing to tell the shares apart
+    # nothing to tell the ratios apart
+    assert np.allclose(grid(information_grid([2., 2., 2., 2.]), 4), [1, .75, .5, .25, 0])
 
 def test_llada_floor():
     "At time 0 one token in a thousand is still masked, with a weight of a thousand; at time 1 all are"
@@ -274,14 +301,16 @@ def test_llada_floor():
 def test_angles_of_rotary_positions():
     assert torch.allclose(rope_freq(8), torch.tensor([1., .1, .01, .001]))
     cos, sin = rope_table(torch.tensor([0, 3]), 8)
-    assert torch.allclose(cos[1, 0], torch.tensor([3., .3, .03, .003]).cos()) and torch.allclose(sin[1, 0], torch.tensor([3., .3, .03, .003]).sin())
+    angles = torch.tensor([3., .3, .03, .003])
+    assert torch.allclose(cos[1, 0], angles.cos()) and torch.allclose(sin[1, 0], angles.sin())
 
 def test_time_is_told_by_waves_of_many_lengths():
     e = TimeEmbedding(6, n_freq=4)
     assert torch.allclose(e.freq, torch.tensor([1000., 100., 10., 1.]))
     a = .3*e.freq
     assert torch.allclose(e(torch.tensor([.3]))[0, 0], e.net(torch.cat([a.cos(), a.sin()])), atol=1e-6)
-    assert torch.allclose(e(torch.tensor([[.3, .7]]))[0, 0], e(torch.tensor([.3]))[0, 0], atol=1e-6) # a time for each token
+    # a time for each token
+    assert torch.allclose(e(torch.tensor([[.3, .7]]))[0, 0], e(torch.tensor([.3]))[0, 0], atol=1e-6)
 
 def test_width_of_the_gated_layer():
     "Eight thirds of the width, rounded up to 64"
@@ -290,7 +319,8 @@ def test_width_of_the_gated_layer():
 def test_a_timed_block_scales_shifts_and_gates():
     torch.manual_seed(0)
     b, x, c = TransformerLayer(16, 2, timed=True), torch.randn(2, 6, 16), torch.randn(2, 1, 16)
-    torch.nn.init.normal_(b.ada.weight); torch.nn.init.normal_(b.ada.bias)
+    torch.nn.init.normal_(b.ada.weight)
+    torch.nn.init.normal_(b.ada.bias)
     c1, s1, g1, c2, s2, g2 = b.ada(c).chunk(6, -1)
     y = x + (1 + g1)*b.attn(b.norm1(x)*(1 + c1) + s1)[0]
     assert torch.allclose(b(x, cond=c)[0], y + (1 + g2)*b.ff(b.norm2(y)*(1 + c2) + s2), atol=1e-5)
@@ -303,7 +333,8 @@ def test_dropout_drops_what_both_halves_add():
         torch.nn.init.zeros_((b.ff.down if part == "attn" else b.attn.out).weight)
         added, whole = b(x)[0] - x, b.eval()(x)[0] - x
         dropped = added == 0
-        assert abs(float(dropped.float().mean()) - .25) < .03 and torch.allclose(added[~dropped], whole[~dropped]/.75, atol=1e-5)
+        assert abs(float(dropped.float().mean()) - .25) < .03
+        assert torch.allclose(added[~dropped], whole[~dropped]/.75, atol=1e-5)
 
 def test_norm_of_nearly_nothing():
     x = torch.full((1, 4), 1e-3)
@@ -314,8 +345,9 @@ def test_norm_of_nearly_nothing():
 THOUGHT = ThoughtConfig([2, 2], 8, 3, forget=0.)
 
 def test_which_slots_the_heads_see():
-    "Of eight thoughts the first third of the heads sees two, the second the next four, the last all; and *nothing*, always"
-    sees = Reader(replace(THOUGHT, depth=8), 16, heads=3).sees(torch.ones(1, 8, dtype=torch.bool))[0, :, 0].int().tolist()
+    "Of eight thoughts the first third of the heads sees two, the second the next four, the last all; all see *nothing*"
+    reader = Reader(replace(THOUGHT, depth=8), 16, heads=3)
+    sees = reader.sees(torch.ones(1, 8, dtype=torch.bool))[0, :, 0].int().tolist()
     assert sees == [[1, 1, 0, 0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 1, 1, 0, 0, 1], [1]*9]
 
 def test_a_new_writer_mostly_writes_and_importance_has_bounds():
@@ -327,7 +359,9 @@ def test_a_new_writer_mostly_writes_and_importance_has_bounds():
         with torch.no_grad(): w.worth.bias.fill_(bias)
         new, importance = w(h, old)
         if worth: assert torch.allclose(importance, torch.tensor(worth).sigmoid().expand(3))
-    with torch.no_grad(): w.worth.weight.zero_(); w.worth.bias.fill_(1.)
+    with torch.no_grad():
+        w.worth.weight.zero_()
+        w.worth.bias.fill_(1.)
     assert torch.allclose(w(h, old)[1], (3*torch.tensor(1/3).tanh()).sigmoid().expand(3))
     with torch.no_grad(): w.gate.weight.zero_()
     g = torch.tensor(2.).sigmoid()
@@ -338,10 +372,11 @@ def test_auxiliary_losses_one_by_one():
     torch.manual_seed(0)
     weights = {"next": .5, "contrastive": 2., "sparsity": 3., "diversity": 0.}
     aux = ThoughtLosses(THOUGHT, 16, 16, weights)
-    new, before, memory, rows = torch.randn(4, 2, 2, 8), torch.randn(4, 2, 2, 8), torch.randn(4, 4, 16), torch.tensor([True, True, False, True])
+    new, before, memory = torch.randn(4, 2, 2, 8), torch.randn(4, 2, 2, 8), torch.randn(4, 4, 16)
+    rows = torch.tensor([True, True, False, True])
     parts = aux(new, rows, memory, before)
     z = new[rows]
-    assert set(parts) == {"next", "contrastive", "sparsity"} # a weight of zero is none
+    assert set(parts) == {"next", "contrastive", "sparsity"} # a weight of zero leaves its loss out
     assert torch.allclose(parts["next"], (aux.guess(memory[rows]).flatten(1) - z.flatten(1)).square().mean())
     assert torch.allclose(parts["sparsity"], z.abs().mean())
     a, b = (torch.nn.functional.normalize(aux.point(v.flatten(1)), dim=-1) for v in (z, before[rows]))
@@ -351,10 +386,12 @@ def test_auxiliary_losses_one_by_one():
     assert aux.guess.weight.grad.abs().max() > 0
 
 def test_between_two_stacks_only_what_both_have():
-    a, b = (push(no_thoughts(THOUGHT, 1), torch.full((1, 2, 2, 8), v), torch.tensor([w])) for v, w in ((1., .2), (3., .6)))
+    def one(v, w): return push(no_thoughts(THOUGHT, 1), torch.full((1, 2, 2, 8), v), torch.tensor([w]))
+    a, b = one(1., .2), one(3., .6)
     b = push(b, torch.full((1, 2, 2, 8), 5.), torch.tensor([1.]))
     m = between(a, b, .5)
-    assert m.filled.tolist() == [[True, False, False]] and m.maps[0, 0].unique().tolist() == [3.] and math.isclose(m.importance[0, 0], .6, rel_tol=1e-6)
+    assert m.filled.tolist() == [[True, False, False]] and m.maps[0, 0].unique().tolist() == [3.]
+    assert math.isclose(m.importance[0, 0], .6, rel_tol=1e-6)
     assert m.age[0].tolist() == torch.maximum(newest_first(a).age, newest_first(b).age)[0].tolist()
 
 def stacked(seed=0, **kw):
@@ -366,7 +403,8 @@ TEXT = torch.randint(5, 20, (3, 8), generator=torch.Generator().manual_seed(1))
 HIDDEN = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) < .5
 
 def test_text_looks_at_thoughts_evenly_between_the_blocks():
-    assert [[*stacked(layers=n, looks=k).looks] for n, k in ((2, 1), (4, 2), (6, 3), (1, 3))] == [["0"], ["0", "2"], ["1", "2", "3"], ["0"]]
+    at = [[*stacked(layers=n, looks=k).looks] for n, k in ((2, 1), (4, 2), (6, 3), (1, 3))]
+    assert at == [["0"], ["0", "2"], ["1", "2", "3"], ["0"]]
 
 @pytest.mark.parametrize("forget", [0., 1.])
 def test_forgetting_is_for_training(forget):
@@ -385,16 +423,19 @@ def test_noise_on_thoughts_is_for_training():
     m.reader.forward = lambda s: (seen.append(s.maps), read(s))[1]
     s = m.study(TEXT[:, :4]).detach()
     for training in (True, False):
-        m.train(training); seen.clear()
+        m.train(training)
+        seen.clear()
         m.passages(TEXT[:, 4:].repeat(1, 1), HIDDEN[:, 4:], thoughts=s)
         assert abs(float((seen[0] - s.maps).std()) - (.5 if training else 0.)) < .06
 
 def test_typos_are_tokens_and_as_many_as_asked_for():
     m = stacked(typos=.3)
-    x = torch.randint(5, 20, (200, 40), generator=torch.Generator().manual_seed(0)); x[:, 30:] = m.pad
+    x = torch.randint(5, 20, (200, 40), generator=torch.Generator().manual_seed(0))
+    x[:, 30:] = m.pad
     y = m._mistype(x)
     assert (y[:, 30:] == m.pad).all() and not m.banned[y[:, :30]].any()
-    assert abs(float((y != x)[:, :30].float().mean()) - .3*16/20) < .02 # of twenty tokens three may not occur, and one is the same
+    # of twenty tokens three may not occur, and one is the same
+    assert abs(float((y != x)[:, :30].float().mean()) - .3*16/20) < .02
 
 def test_a_thought_knows_the_words_and_the_hidden_states():
     m = stacked().eval()
@@ -406,8 +447,9 @@ def test_a_thought_knows_the_words_and_the_hidden_states():
 def test_steering_goes_a_step_of_the_size_asked_for():
     m = stacked().eval()
     s = newest_first(m.study(TEXT))
-    moved = m.steer(s, torch.full((3, 4), m.mask), lambda logits: logits.log_softmax(-1)[..., 11].mean(1), steps=1, size=.2)
-    length = lambda z: z.flatten(1).norm(dim=1)
+    def target(logits): return logits.log_softmax(-1)[..., 11].mean(1)
+    def length(z): return z.flatten(1).norm(dim=1)
+    moved = m.steer(s, torch.full((3, 4), m.mask), target, steps=1, size=.2)
     assert torch.allclose(length(moved.maps[:, 0] - s.maps[:, 0]), .2*length(s.maps[:, 0]), rtol=1e-4)
 
 # ---- figures ----
@@ -449,14 +491,20 @@ def test_unigram_of_a_run(tiny_home, recipe):
 class TwoBytes: n_bytes = np.array([0]*5 + [2]*3) # a stand-in for a tokenizer
 
 def test_monte_carlo_error_is_the_spread_over_seeds():
-    """How much the figure of one pass moves with its masks, over the root of the number of passes: nothing of that comes from within
-    an evaluation. (Its passes are stratified, so the truth is smaller still, and the error is on the safe side.)"""
+    """How much the figure of one pass moves with its masks, over the root of the number of passes: nothing of that
+    comes from within an evaluation. (Its passes are stratified, so the truth is smaller still, and the error is on the
+    safe side.)"""
     toy = ToyLanguage()
-    tokens = toy.sentences[torch.multinomial(toy.p, 100, replacement=True, generator=torch.Generator().manual_seed(0))].flatten().numpy()
+    drawn = torch.multinomial(toy.p, 100, replacement=True, generator=torch.Generator().manual_seed(0))
+    tokens = toy.sentences[drawn].flatten().numpy()
     x = torch.from_numpy(tokens).view(-1, 4)
-    single = np.std([score_windows(toy, x, draws=1, batch=100, seed=s)[0].sum()/800/math.log(2) for s in range(200)], ddof=1) # known to 5 %
+    def one_pass(seed): return score_windows(toy, x, draws=1, batch=100, seed=seed)[0].sum()/800/math.log(2)
+    def error(draws, seed):
+        r = evaluate(toy, TwoBytes, tokens, np.array([0, 400]), length=4, draws=draws, batch=100, seed=seed)
+        return r["monte_carlo_error"]
+    single = np.std([one_pass(s) for s in range(200)], ddof=1) # known to 5 %
     for draws in (8, 32):
-        mc = np.mean([evaluate(toy, TwoBytes, tokens, np.array([0, 400]), length=4, draws=draws, batch=100, seed=s)["monte_carlo_error"] for s in range(3)])
+        mc = np.mean([error(draws, s) for s in range(3)])
         assert .8 < mc/(single/draws**.5) < 1.2, draws
 
 # ---- the reference model ----
@@ -465,25 +513,29 @@ def test_monte_carlo_error_is_the_spread_over_seeds():
 def reference(tmp_path_factory):
     "The reference model, the store of its corpus, and its record"
     lm, cfg = DiffusionLM.from_run(REFERENCE, device="cpu"), load_config(REFERENCE/"config.yaml")
-    corpus, tok, store = prepare(cfg.data, replace(cfg.tokenizer, load=str(REFERENCE)), tmp_path_factory.mktemp("cache"))
+    tokenizer = replace(cfg.tokenizer, load=str(REFERENCE))
+    corpus, tok, store = prepare(cfg.data, tokenizer, tmp_path_factory.mktemp("cache"))
     return lm, tok, store, read_json(REFERENCE/"summary.json")
 
 def test_reference_on_its_first_speech(reference):
-    "The same passes over the first test document as in its record give the same nats: corpus, split, tokenizer, weights and masks are what they were"
+    """The same passes over the first test document as in its record give the same nats: corpus, split, tokenizer,
+    weights and masks are what they were"""
     lm, tok, store, s = reference
     assert store.path.name == s["data"]["store"] == "tokens-4ca251ad871c6068"
     bounds = store.documents("test") - store.documents("test")[0]
     n = -(-int(bounds[1])//256) # windows that the document reaches into
     x = torch.from_numpy(store.split("test")[:256*n].astype(np.int64)).view(n, 256)
     nats = score_windows(lm.model, x, draws=s["draws"])[0].mean(-1).ravel()[:bounds[1]].sum()
-    assert len(bounds) - 1 == s["bits_per_byte"]["n"] == 10 and math.isclose(nats, s["by_document"]["nats"][0], rel_tol=1e-3)
+    assert len(bounds) - 1 == s["bits_per_byte"]["n"] == 10
+    assert math.isclose(nats, s["by_document"]["nats"][0], rel_tol=1e-3)
 
 @pytest.mark.slow
 def test_reference_on_all_of_the_test_side(reference):
     lm, tok, store, s = reference
     r = evaluate(lm.model, tok, store.split("test"), store.documents("test"), draws=s["draws"])
     assert abs(r["bits_per_byte"]["value"] - 1.363) < .01 # as the README says
-    assert abs(r["bits_per_byte"]["value"] - s["bits_per_byte"]["value"]) < 2e-4 and r["tokens_scored"] == s["tokens_scored"]
+    assert abs(r["bits_per_byte"]["value"] - s["bits_per_byte"]["value"]) < 2e-4
+    assert r["tokens_scored"] == s["tokens_scored"]
 
 # ---- samplers ----
 
@@ -493,10 +545,16 @@ def sigmas(policy, now, nxt, seen=(0., -.5, -2., 0.), masked=(False, False, Fals
     return policy.sigma(torch.tensor([masked]), step)[0].double().numpy()*np.ones(4)
 
 @pytest.mark.parametrize("policy, now, nxt, expected", [
-    (ReMDM(.2), .5, .4, .2), (ReMDM(.2), .1, .09, .1), (ReMDM(.2), .1, 0., 0.), (ReMDM(.2), .9, .89, .2), (ReMDM(1.), .9, .8, 1.), # cap; at most (1-α_s)/α_t, and at most 1
-    (ReMDM(.2, "rescale"), .5, .4, .2*.8), (ReMDM(.2, "rescale"), .1, .09, .2*.1), (ReMDM(.2, "rescale"), .9, .8, .2), (ReMDM(1., "rescale"), .5, .25, .5),
-    (ReMDM(.2, "loop"), .5, .4, 0.), (ReMDM(.2, "loop"), .1, 0., 0.), (ReMDM(.05, "loop"), .1, .1, .05), (ReMDM(.2, "loop"), .1, .1, .1/.9), # only where it does not fall
-    (PredictorCorrector(.2), .5, .4, 0.), (PredictorCorrector(.2), .5, .5, .2), (PredictorCorrector(.2), .1, .1, .1/.9)])
+    # cap: at most (1-α_s)/α_t, and at most 1
+    (ReMDM(.2), .5, .4, .2), (ReMDM(.2), .1, .09, .1), (ReMDM(.2), .1, 0., 0.), (ReMDM(.2), .9, .89, .2),
+    (ReMDM(1.), .9, .8, 1.),
+    (ReMDM(.2, "rescale"), .5, .4, .2*.8), (ReMDM(.2, "rescale"), .1, .09, .2*.1), (ReMDM(.2, "rescale"), .9, .8, .2),
+    (ReMDM(1., "rescale"), .5, .25, .5),
+    # loop: only where the mask ratio does not fall
+    (ReMDM(.2, "loop"), .5, .4, 0.), (ReMDM(.2, "loop"), .1, 0., 0.), (ReMDM(.05, "loop"), .1, .1, .05),
+    (ReMDM(.2, "loop"), .1, .1, .1/.9),
+    (PredictorCorrector(.2), .5, .4, 0.), (PredictorCorrector(.2), .5, .5, .2),
+    (PredictorCorrector(.2), .1, .1, .1/.9)])
 def test_rates_of_remasking(policy, now, nxt, expected):
     assert np.allclose(sigmas(policy, now, nxt), expected, atol=1e-12)
 
@@ -509,10 +567,12 @@ def test_rates_of_remasking_by_confidence(now, nxt, most):
 
 def test_only_masked_positions_are_asked_for():
     g = rng("asked")
-    for policy in (ReMDM(.3), ReMDM(.3, "rescale"), ReMDM(kind="confidence"), ReMDM(.3, "loop"), PredictorCorrector(.3)):
+    remdm = [ReMDM(.3), ReMDM(.3, "rescale"), ReMDM(kind="confidence"), ReMDM(.3, "loop")]
+    for policy in (*remdm, PredictorCorrector(.3)):
         for now, nxt in ((.5, .4), (.5, .5), (.1, 0.)):
             masked, u = torch.from_numpy(g.random((3, 40)) < now), torch.from_numpy(g.random((3, 40, 2)))
-            step = Step(0, np.array([now, nxt]), torch.ones(3, 40, dtype=torch.bool), torch.zeros(3, 40), torch.zeros(3, 40))
+            free, zeros = torch.ones(3, 40, dtype=torch.bool), torch.zeros(3, 40)
+            step = Step(0, np.array([now, nxt]), free, zeros, zeros)
             asked, back = policy.ask(None, masked, step, u), policy.forget(None, masked, step, u)
             assert not (asked & ~masked).any() and not (back & masked).any() and (asked == masked).all() | (nxt > 0)
 
@@ -523,16 +583,19 @@ def test_ancestral_steps_go_down():
     masked, seen = torch.ones(1, 5, dtype=torch.bool), []
     for _ in range(4):
         new = Ancestral().ask(times, masked, step, None)
-        seen.append(new[0].nonzero()[:, 0].tolist()); masked = masked & ~new
+        seen.append(new[0].nonzero()[:, 0].tolist())
+        masked = masked & ~new
     assert seen == [[0], [2, 3], [4], [1]]
 
 def test_short_loops_are_plain_grids():
     assert [len(ReMDM(.3, "loop").grid("uniform", n)) for n in (1, 2, 3, 7)] == [2, 3, 4, 8]
-    assert np.allclose(ReMDM(.3, "loop").grid("uniform", 2), [1, .5, 0]) and np.allclose(ReMDM(.3, "loop").grid("cosine", 4)[1:4], .1)
+    assert np.allclose(ReMDM(.3, "loop").grid("uniform", 2), [1, .5, 0])
+    assert np.allclose(ReMDM(.3, "loop").grid("cosine", 4)[1:4], .1)
 
 def test_a_loop_takes_nothing_back_while_it_falls():
     policy = ReMDM(.3, "loop")
-    shares, u = policy.grid("uniform", 20), torch.zeros(1, 4, 2, dtype=torch.float64) # u = 0: whatever may be forgotten is
+    shares = policy.grid("uniform", 20)
+    u = torch.zeros(1, 4, 2, dtype=torch.float64) # u = 0: whatever may be forgotten is
     back = []
     for i in range(20):
         step = Step(i, shares, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4), torch.zeros(1, 4))

@@ -29,6 +29,7 @@ def _undone(learn):
     torch.set_rng_state(state)
     learn.skips, learn.carried = 0, None
 
+# %% ../../nbs/training/71_budget.ipynb #n020
 def limit_steps(
     learn: Learner,
     minutes: float,
@@ -62,6 +63,7 @@ def _memory_used(learn, b, n):
     learn.scaler.scale(loss).backward()
     return max(0, free - _available())
 
+# %% ../../nbs/training/71_budget.ipynb #n021
 def _rows_that_fit(learn, b):
     "The largest power of two (or the whole batch) of rows that fits"
     rows, fits = len(b.x), 0
@@ -75,6 +77,7 @@ def _rows_that_fit(learn, b):
     raise UserError("out of memory with one sequence: trainer.checkpointing true needs less, "
                     "or choose a smaller model or length")
 
+# %% ../../nbs/training/71_budget.ipynb #n022
 def fit_micro_batch(learn: Learner) -> int:
     "Set `learn.micro` to the largest power of two (or the whole batch) that fits; the gradients are thrown away"
     if learn.sharded: raise UserError("trainer.micro_batch auto does not go with sharded weights: give a number")

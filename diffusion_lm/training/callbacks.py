@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..core import UserError, rng, unknown
@@ -51,41 +52,46 @@ class Log(Callback):
         "Speed is measured from here"
         self.from_step, self.from_seconds = learn.step, learn.seconds
 
-    def new_bar(self, learn):
-        "A bar for the run, or for each stage of a curriculum"
-        self.close()
-        self.stage = learn.stage
-        span = self.stage or StageSpan("training", 0, learn.cfg.steps, True)
-        quiet = self.quiet or not learn.acc.is_main_process
-        self.bar = progress(quiet=quiet, total=span.end - span.start, initial=learn.step - span.start, desc=span.name)
-
-    def after_step(self, learn):
-        self.bar.update()
-        if learn.stage != self.stage: self.new_bar(learn)
-        if not learn.skipped:
-            self.total += learn.loss
-            self.n += 1
-        due = learn.step % learn.cfg.log_every == 0 or learn.step == learn.cfg.steps
-        if due and self.n: self.write(learn)
-
-    def write(self, learn):
-        "A note on the steps since the last one"
-        per_step = learn.loader.batch_size*learn.loader.length
-        loss = float(self.total/self.n)
-        speed = (learn.step - self.from_step)*per_step/max(1e-9, learn.seconds - self.from_seconds)
-        self.total.zero_()
-        self.n = 0
-        self.mark(learn)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        learn.note(loss=loss, grad_norm=float(learn.grad_norm), lr=learn.opts[0].param_groups[0]["lr"],
-                   tokens=learn.step*per_step, seconds=round(learn.seconds, 3),
-                   cpu_seconds=round(learn.cpu_seconds, 3), tokens_per_second=round(speed))
-
     def on_note(self, learn, record):
         if learn.acc.is_main_process: append_jsonl(self.path, record)
 
     def close(self):
         if self.bar is not None: self.bar.close()
+
+# %% ../../nbs/training/73_callbacks.ipynb #n022
+@patch
+def new_bar(self:Log, learn):
+    "A bar for the run, or for each stage of a curriculum"
+    self.close()
+    self.stage = learn.stage
+    span = self.stage or StageSpan("training", 0, learn.cfg.steps, True)
+    quiet = self.quiet or not learn.acc.is_main_process
+    self.bar = progress(quiet=quiet, total=span.end - span.start, initial=learn.step - span.start, desc=span.name)
+
+# %% ../../nbs/training/73_callbacks.ipynb #n023
+@patch
+def after_step(self:Log, learn):
+    self.bar.update()
+    if learn.stage != self.stage: self.new_bar(learn)
+    if not learn.skipped:
+        self.total += learn.loss
+        self.n += 1
+    due = learn.step % learn.cfg.log_every == 0 or learn.step == learn.cfg.steps
+    if due and self.n: self.write(learn)
+
+@patch
+def write(self:Log, learn):
+    "A note on the steps since the last one"
+    per_step = learn.loader.batch_size*learn.loader.length
+    loss = float(self.total/self.n)
+    speed = (learn.step - self.from_step)*per_step/max(1e-9, learn.seconds - self.from_seconds)
+    self.total.zero_()
+    self.n = 0
+    self.mark(learn)
+    self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+    learn.note(loss=loss, grad_norm=float(learn.grad_norm), lr=learn.opts[0].param_groups[0]["lr"],
+               tokens=learn.step*per_step, seconds=round(learn.seconds, 3),
+               cpu_seconds=round(learn.cpu_seconds, 3), tokens_per_second=round(speed))
 
 # %% ../../nbs/training/73_callbacks.ipynb #000b
 class Validate(Callback):
@@ -103,15 +109,17 @@ class Validate(Callback):
         since = max(learn.stage.start if learn.stage else 0, learn.best.step)
         return learn.step - since >= learn.cfg.early_stop*learn.cfg.eval_every
 
-    def after_step(self, learn):
-        if learn.step % learn.cfg.eval_every and learn.step != learn.cfg.steps: return
-        r = evaluate(learn.best_model, self.tok, self.tokens, self.offsets, draws=1, dtype=learn.dtype,
-                     max_tokens=learn.cfg.eval_tokens)
-        nats, bpb = r["nats_per_token"]["value"], r["bits_per_byte"]["value"]
-        if learn.best is None or nats < learn.best.value: learn.best = Best(nats, learn.step)
-        learn.note(validation={"nats_per_token": nats, "bits_per_byte": bpb})
-        learn.done = self.enough(learn)
-        if learn.done: learn.note(early_stop=f"no better evaluation since step {learn.best.step}")
+# %% ../../nbs/training/73_callbacks.ipynb #n025
+@patch
+def after_step(self:Validate, learn):
+    if learn.step % learn.cfg.eval_every and learn.step != learn.cfg.steps: return
+    r = evaluate(learn.best_model, self.tok, self.tokens, self.offsets, draws=1, dtype=learn.dtype,
+                 max_tokens=learn.cfg.eval_tokens)
+    nats, bpb = r["nats_per_token"]["value"], r["bits_per_byte"]["value"]
+    if learn.best is None or nats < learn.best.value: learn.best = Best(nats, learn.step)
+    learn.note(validation={"nats_per_token": nats, "bits_per_byte": bpb})
+    learn.done = self.enough(learn)
+    if learn.done: learn.note(early_stop=f"no better evaluation since step {learn.best.step}")
 
 # %% ../../nbs/training/73_callbacks.ipynb #000e
 @dataclass
@@ -123,6 +131,7 @@ class SampleConfig:
     steps: int = 64
     temperature: float = 1.
 
+# %% ../../nbs/training/73_callbacks.ipynb #n021
 def sample_records(
     lm: DiffusionLM,
     cfg: SampleConfig,
@@ -163,6 +172,7 @@ def _flat(record, prefix=""):
         elif _is_number(v) and k != "step": out[prefix + k] = v
     return out
 
+# %% ../../nbs/training/73_callbacks.ipynb #n020
 class Tracker(Callback):
     "Send notes to a tracker of Accelerate's: tensorboard or wandb"
     order = 40
@@ -204,18 +214,21 @@ class MaskRange(Callback):
             learn.note(mask_range=[0., self.top])
         self.narrow(learn)
 
-    def stalled(self, learn):
-        "Has an evaluation of this step brought nothing better?"
-        return learn.best and learn.step % learn.cfg.eval_every == 0 and learn.best.step != learn.step
+# %% ../../nbs/training/73_callbacks.ipynb #n024
+@patch
+def stalled(self:MaskRange, learn):
+    "Has an evaluation of this step brought nothing better?"
+    return learn.best and learn.step % learn.cfg.eval_every == 0 and learn.best.step != learn.step
 
-    def narrow(self, learn):
-        "Set the range of the next step"
-        low, span = self.noise.low, self.noise.high - self.noise.low
-        if self.noise.progress == "linear":
-            learn.mask_range = 0., low + span*min(1., learn.step/max(1, learn.cfg.steps - 1))
-        elif self.noise.progress == "random":
-            learn.mask_range = tuple(low + span*np.sort(rng(self.seed, "range", learn.step).random(2)))
-        elif self.noise.progress == "adaptive": learn.mask_range = 0., self.top
+@patch
+def narrow(self:MaskRange, learn):
+    "Set the range of the next step"
+    low, span = self.noise.low, self.noise.high - self.noise.low
+    if self.noise.progress == "linear":
+        learn.mask_range = 0., low + span*min(1., learn.step/max(1, learn.cfg.steps - 1))
+    elif self.noise.progress == "random":
+        learn.mask_range = tuple(low + span*np.sort(rng(self.seed, "range", learn.step).random(2)))
+    elif self.noise.progress == "adaptive": learn.mask_range = 0., self.top
 
 # %% ../../nbs/training/73_callbacks.ipynb #1001
 class Awaken(Callback):

@@ -50,6 +50,7 @@ def _weights(learn):
     if learn.ema is not None: files["ema.safetensors"] = learn.ema.module.state_dict()
     return files
 
+# %% ../../nbs/training/72_checkpoint.ipynb #n020
 def _of_all(learn, z):
     "The rows of all processes, in the order of the global batch, in which row i belongs to process i mod world"
     flat = z.to(torch.uint8) if z.dtype == torch.bool else z
@@ -61,6 +62,7 @@ def _carried(learn):
     if learn.carried is None or learn.world == 1: return learn.carried
     return tuple(_of_all(learn, z) for z in learn.carried)
 
+# %% ../../nbs/training/72_checkpoint.ipynb #n021
 def _trainer_state(learn):
     "All state but the weights"
     return {
@@ -108,26 +110,31 @@ class Checkpoint(Callback):
         if learn.acc.is_main_process: self.write(learn, files, state)
         learn.acc.wait_for_everyone()
 
-    def write(self, learn, files, state):
-        def fill(folder):
-            for name, weights in files.items(): save_weights(weights, folder/name)
-            with open(folder/"trainer.pt", "wb") as f: torch.save(state, f) # errors of Python's files say what is wrong
-        commit_folder(_step_folder(self.run, learn.step), fill)
-        to_use = files.get("ema.safetensors", files["model.safetensors"])
-        save_weights(to_use, self.run/"model.safetensors", **learn.meta)
-        best = _step_folder(self.run, learn.best.step) if learn.best else None
-        for p in steps_of(self.run)[:-learn.cfg.keep]:
-            if p != best: remove_files(p, CHECKPOINT)
+# %% ../../nbs/training/72_checkpoint.ipynb #n022
+@patch
+def write(self:Checkpoint, learn, files, state):
+    "Write the folder of this step and the weights to use; remove old checkpoints"
+    def fill(folder):
+        for name, weights in files.items(): save_weights(weights, folder/name)
+        with open(folder/"trainer.pt", "wb") as f: torch.save(state, f) # errors of Python's files say what is wrong
+    commit_folder(_step_folder(self.run, learn.step), fill)
+    to_use = files.get("ema.safetensors", files["model.safetensors"])
+    save_weights(to_use, self.run/"model.safetensors", **learn.meta)
+    best = _step_folder(self.run, learn.best.step) if learn.best else None
+    for p in steps_of(self.run)[:-learn.cfg.keep]:
+        if p != best: remove_files(p, CHECKPOINT)
 
-    def use_best(self, learn):
-        "Put the weights of the best evaluation into the model and `model.safetensors`"
-        path = _step_folder(self.run, learn.best.step)
-        if damage(path): return # it has been removed or altered by hand: the last weights stay
-        weights = load_weights(path/("model.safetensors" if learn.ema is None else "ema.safetensors"))
-        if learn.ema is None: set_model_state_dict(learn.model, weights, options=_WHOLE)
-        else: learn.ema.module.load_state_dict(weights)
-        if learn.acc.is_main_process: save_weights(weights, self.run/"model.safetensors", **learn.meta)
-        learn.acc.wait_for_everyone()
+# %% ../../nbs/training/72_checkpoint.ipynb #n023
+@patch
+def use_best(self:Checkpoint, learn):
+    "Put the weights of the best evaluation into the model and `model.safetensors`"
+    path = _step_folder(self.run, learn.best.step)
+    if damage(path): return # it has been removed or altered by hand: the last weights stay
+    weights = load_weights(path/("model.safetensors" if learn.ema is None else "ema.safetensors"))
+    if learn.ema is None: set_model_state_dict(learn.model, weights, options=_WHOLE)
+    else: learn.ema.module.load_state_dict(weights)
+    if learn.acc.is_main_process: save_weights(weights, self.run/"model.safetensors", **learn.meta)
+    learn.acc.wait_for_everyone()
 
 # %% ../../nbs/training/72_checkpoint.ipynb #n012
 def _newest_whole(run):
@@ -146,6 +153,7 @@ def begin_with(self:Learner, weights:dict[str, torch.Tensor]):
     "Set the weights of the model, before the first step"
     set_model_state_dict(self.model, weights, options=_WHOLE)
 
+# %% ../../nbs/training/72_checkpoint.ipynb #n024
 @patch
 def restore(
     self:Learner,
@@ -176,6 +184,7 @@ def _load_weights(self:Learner, path, state):
     self.ema.module.load_state_dict(load_weights(path/"ema.safetensors"))
     self.ema.n_averaged.fill_(state["ema_updates"])
 
+# %% ../../nbs/training/72_checkpoint.ipynb #n025
 @patch
 def _load_optimizers(self:Learner, name, state):
     if len(self.opts) != len(state["optimizers"]):
@@ -184,6 +193,7 @@ def _load_optimizers(self:Learner, name, state):
     for o, s in zip(self.opts, state["optimizers"]): set_optimizer_state_dict(self.raw, o, s, options=_WHOLE)
     if self.scaler.is_enabled() and state["scaler"]: self.scaler.load_state_dict(state["scaler"])
 
+# %% ../../nbs/training/72_checkpoint.ipynb #n026
 @patch
 def _load_rest(self:Learner, state):
     "Counters, callbacks, random generators, and what is carried from step to step"

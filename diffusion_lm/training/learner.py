@@ -251,6 +251,7 @@ def _place(self:Learner, objective):
     self.model = self.raw.model
     if cfg.compile: self.model.compile_blocks()
 
+# %% ../../nbs/training/70_learner.ipynb #n042
 @patch
 def _check_sharded(self:Learner):
     "What does not go with sharded weights"
@@ -287,6 +288,7 @@ def batch(self:Learner, step:int) -> Batch:
     if self._pool and step + 1 < self.cfg.steps: self._ahead = _Ahead(step + 1, self._pool.submit(self._read, step + 1))
     return b.to(self.device)
 
+# %% ../../nbs/training/70_learner.ipynb #n044
 @patch
 def read_from(self:Learner, loader):
     "Let the next batch come from another loader"
@@ -306,6 +308,7 @@ class MicroBatch(NamedTuple):
     document: torch.Tensor | None = None # which document a row is from (n,)
     carried: tuple | None = None         # what the step before handed on, for these rows
 
+# %% ../../nbs/training/70_learner.ipynb #n040
 @patch
 def _split(self:Learner, b:Batch) -> list[MicroBatch]:
     "The micro-batches of a batch"
@@ -335,6 +338,7 @@ def _loss(self:Learner, part):
         if not self.stateful: return self.objective(part.x, part.t, part.u), None
         return self.objective(part.x, part.t, part.u, part.start, part.document, part.carried)
 
+# %% ../../nbs/training/70_learner.ipynb #n045
 @patch
 def _gradients(self:Learner, b:Batch) -> torch.Tensor:
     "Loss of a batch; the gradients of its micro-batches add up"
@@ -351,6 +355,13 @@ def _gradients(self:Learner, b:Batch) -> torch.Tensor:
     return self.acc.reduce(total, "mean")
 
 # %% ../../nbs/training/70_learner.ipynb #2003
+@patch
+def _set_lr(self:Learner):
+    "The learning rate of this step"
+    for o in self.opts:
+        for g in o.param_groups: g["lr"] = self.cfg.lr*lr_factor(self.step, self.cfg)
+
+# %% ../../nbs/training/70_learner.ipynb #n047
 def _whole(x): return x.full_tensor() if isinstance(x, DTensor) else x
 
 @patch
@@ -370,11 +381,6 @@ def train_step(self:Learner):
     for o in self.opts: o.zero_grad()
     self._count_skips()
 
-@patch
-def _set_lr(self:Learner):
-    for o in self.opts:
-        for g in o.param_groups: g["lr"] = self.cfg.lr*lr_factor(self.step, self.cfg)
-
 # %% ../../nbs/training/70_learner.ipynb #2001
 @patch
 def _try_gradients(self:Learner, b):
@@ -384,6 +390,7 @@ def _try_gradients(self:Learner, b):
         except torch.OutOfMemoryError as e:
             if not any([c.on_out_of_memory(self, len(b.x), e) for c in self.callbacks]): raise
 
+# %% ../../nbs/training/70_learner.ipynb #n041
 class Diverged(UserError):
     "Too many steps in a row had a loss or gradient that was not finite"
 
@@ -440,6 +447,7 @@ def fit(self:Learner):
         self._stopped()
         for c in self.callbacks: c.after_fit(self)
 
+# %% ../../nbs/training/70_learner.ipynb #n043
 @patch
 def _timed_step(self:Learner):
     "One step, and the time that it takes"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import UserError, autocast, rng
@@ -77,18 +78,6 @@ class Norms(Callback):
         norms = torch.stack([_norm([_grad(p) for p in ps]) for ps in groups.values()]).tolist()
         self.grads = dict(zip(groups, norms))
 
-    def after_step(self, learn):
-        if not _due(self.every, learn.step, learn): return
-        groups = layer_groups(learn.model)
-        rows = torch.stack([self.stats(k, ps) for k, ps in groups.items()]).tolist()
-        norms = {}
-        for (k, ps), row in zip(groups.items(), rows):
-            s, n = _GroupStats(*row), sum(p.numel() for p in ps)
-            grad = self.grads[k] if self.before else None
-            norms[k] = {"grad": grad, "weight": s.weight, "rms": s.weight/n**.5, "max": s.max, "update": s.update}
-        self.before = None # the copy is as large as the model
-        learn.note(norms=norms)
-
     def stats(self, name, params):
         "Norm, largest weight and relative update of a group (3,)"
         ps = [p.detach() for p in params]
@@ -97,6 +86,20 @@ class Norms(Callback):
         old = self.before[name]
         update = _norm([a - b for a, b in zip(ps, old)])/_norm(old)
         return torch.stack([size, biggest, update])
+
+# %% ../../nbs/training/74_monitor.ipynb #n026
+@patch
+def after_step(self:Norms, learn):
+    if not _due(self.every, learn.step, learn): return
+    groups = layer_groups(learn.model)
+    rows = torch.stack([self.stats(k, ps) for k, ps in groups.items()]).tolist()
+    norms = {}
+    for (k, ps), row in zip(groups.items(), rows):
+        s, n = _GroupStats(*row), sum(p.numel() for p in ps)
+        grad = self.grads[k] if self.before else None
+        norms[k] = {"grad": grad, "weight": s.weight, "rms": s.weight/n**.5, "max": s.max, "update": s.update}
+    self.before = None # the copy is as large as the model
+    learn.note(norms=norms)
 
 # %% ../../nbs/training/74_monitor.ipynb #000d
 @contextlib.contextmanager
@@ -119,6 +122,7 @@ def _hide(model, x, ratio, g):
     masked, *_ = mask_exact(ratio, u, x != model.pad)
     return masked
 
+# %% ../../nbs/training/74_monitor.ipynb #n022
 def _from_left(model, x):
     "What a causal model makes of the tokens before each position"
     h, _ = model.features(model.shifted(x))
@@ -154,6 +158,7 @@ def _terms(model, objective, x, g):
     c[masked] = (masked_nll(model, x, masked, t)*w[masked]).to(c.dtype)
     return c.sum(1)
 
+# %% ../../nbs/training/74_monitor.ipynb #n020
 def essential(
     model: nn.Module,
     objective: nn.Module, # the Objective that the model is trained with
@@ -183,6 +188,7 @@ class AttentionCall(NamedTuple):
     allowed: torch.Tensor # keys that each query may attend to (b,h,l,s)
     first: int            # where the keys of the sequence itself begin; s if there are none
 
+# %% ../../nbs/training/74_monitor.ipynb #n023
 def _attention_call(name, layer, args, kw, out):
     "The `AttentionCall` of a layer that was called with `args` and `kw` and returned `out`"
     call = inspect.signature(layer.forward).bind(*args, **kw)
@@ -229,14 +235,16 @@ class _AttentionSums:
         sums = torch.stack([(z*asks).sum() for z in (entropy, itself, sequence, 1.)])
         self.layers[call.name] = self.layers.get(call.name, 0) + sums
 
-    def figures(self):
-        "The means of each layer, by the keys of the log"
-        if not self.layers: return {}
-        sums = torch.stack(list(self.layers.values())).T.double().cpu().numpy()
-        entropy, itself, sequence = (sums[:3]/sums[3]).tolist()
-        out = {"attention_entropy": entropy, "self_share": itself}
-        if min(sequence) < 1 - 1e-4: out["sequence_share"] = sequence
-        return out
+# %% ../../nbs/training/74_monitor.ipynb #n027
+@patch
+def figures(self:_AttentionSums):
+    "The means of each layer, by the keys of the log"
+    if not self.layers: return {}
+    sums = torch.stack(list(self.layers.values())).T.double().cpu().numpy()
+    entropy, itself, sequence = (sums[:3]/sums[3]).tolist()
+    out = {"attention_entropy": entropy, "self_share": itself}
+    if min(sequence) < 1 - 1e-4: out["sequence_share"] = sequence
+    return out
 
 # %% ../../nbs/training/74_monitor.ipynb #001e
 def important(
@@ -362,6 +370,7 @@ def _spread(tokens, offsets, length, pad, n):
     x = x[:max(1, len(tokens)//length)]
     return x[np.linspace(0, len(x) - 1, min(n, len(x))).round().astype(int)]
 
+# %% ../../nbs/training/74_monitor.ipynb #n024
 class Monitor(Callback):
     "Write the tiers of `cfg` to the log, each at its interval, always on the same validation windows and masks"
     order = 15
@@ -379,18 +388,21 @@ class Monitor(Callback):
         train = self.store.split("train")
         return np.bincount(train[::-(-len(train) >> 22) or 1], minlength=len(self.tok))
 
-    def after_step(self, learn):
-        due = [tier for tier in TIERS if _due(getattr(self.cfg, tier), learn.step, learn)]
-        if not due: return
-        model = learn.best_model # with sharded weights, every process must ask for it
-        if not learn.acc.is_main_process: return
-        learn.note(**{tier: self.measure(tier, model, learn) for tier in due})
+# %% ../../nbs/training/74_monitor.ipynb #n028
+@patch
+def after_step(self:Monitor, learn):
+    due = [tier for tier in TIERS if _due(getattr(self.cfg, tier), learn.step, learn)]
+    if not due: return
+    model = learn.best_model # with sharded weights, every process must ask for it
+    if not learn.acc.is_main_process: return
+    learn.note(**{tier: self.measure(tier, model, learn) for tier in due})
 
-    def measure(self, tier, model, learn):
-        kw = dict(seed=self.seed, dtype=learn.dtype)
-        if tier == "essential": return essential(model, learn.raw, self.x, **kw)
-        if tier == "important": return important(model, self.x, **kw)
-        return advanced(model, self.x, self.counts, **kw)
+@patch
+def measure(self:Monitor, tier, model, learn):
+    kw = dict(seed=self.seed, dtype=learn.dtype)
+    if tier == "essential": return essential(model, learn.raw, self.x, **kw)
+    if tier == "important": return important(model, self.x, **kw)
+    return advanced(model, self.x, self.counts, **kw)
 
 # %% ../../nbs/training/74_monitor.ipynb #0040
 class _Panel(NamedTuple):
@@ -413,6 +425,7 @@ def _plot(path, panels):
         if len(p.lines) <= 8: ax.legend(frameon=False, fontsize=7)
     with atomic(path) as tmp: fig.savefig(tmp, dpi=110, format="png")
 
+# %% ../../nbs/training/74_monitor.ipynb #n021
 def _records(run, *kinds):
     "For each kind, step → what the log of `run` has of it"
     log = read_jsonl(Path(run)/"log.jsonl")
@@ -433,15 +446,7 @@ def plot_norms(
     _plot(Path(run)/"norms.png", [panel("gradient norm", "grad"), panel("rms of the weights", "rms"),
                                   panel("relative update", "update")])
 
-# %% ../../nbs/training/74_monitor.ipynb #n012
-def plot_monitor(
-    run: str | Path, # the folder of a run
-):
-    "Draw accuracies, attention entropies and denoising convergence, where the log has any, into `monitor.png`"
-    by_step = _records(run, *TIERS)
-    panels = [_accuracy_panel(by_step[0]), _entropy_panel(by_step[1]), _agreement_panel(by_step[2])]
-    _plot(Path(run)/"monitor.png", [p for p in panels if p.lines])
-
+# %% ../../nbs/training/74_monitor.ipynb #n025
 def _accuracy_panel(by_step):
     rows = [{"all": r["accuracy"]} | r["accuracy_by_level"] for r in by_step.values()]
     lines = {k: [r[k] for r in rows] for k in (rows[0] if rows else {})}
@@ -456,3 +461,12 @@ def _agreement_panel(by_step):
     lines = {f"step {s}": r["agreement"] for s, r in by_step.items() if "agreement" in r}
     x = np.linspace(0, 1, len(next(iter(lines.values()), [])))
     return _Panel("tokens already final", x, lines, dict(xlabel="share of the denoising steps"))
+
+# %% ../../nbs/training/74_monitor.ipynb #n012
+def plot_monitor(
+    run: str | Path, # the folder of a run
+):
+    "Draw accuracies, attention entropies and denoising convergence, where the log has any, into `monitor.png`"
+    by_step = _records(run, *TIERS)
+    panels = [_accuracy_panel(by_step[0]), _entropy_panel(by_step[1]), _agreement_panel(by_step[2])]
+    _plot(Path(run)/"monitor.png", [p for p in panels if p.lines])
