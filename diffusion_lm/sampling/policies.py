@@ -109,6 +109,8 @@ class Step(NamedTuple):
     raw: torch.Tensor = None   # the model's own log-probabilities there (n,V), before temperature and the like
 
     @property
+    def rows(self): return self.want.nonzero()[:, 0]      # of the batch: the row of each position that was asked for
+    @property
     def now(self): return float(self.shares[self.i])      # mask ratio before this step
     @property
     def next(self): return float(self.shares[self.i + 1]) # and after it
