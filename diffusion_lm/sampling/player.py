@@ -55,7 +55,8 @@ def _shown(sample, step):
 # %% ../../nbs/sampling/43_player.ipynb #2004
 def denoising_player(sample: dict):
     "A widget in which a denoising can be played, stopped and stepped through"
-    try: import ipywidgets as w
+    try:
+        import ipywidgets as w
     except ImportError:
         raise UserError("the player needs ipywidgets; add it with: pip install 'diffusion_lm[notebook]'") from None
     play = w.Play(max=sample["steps"], interval=200)
