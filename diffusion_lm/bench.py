@@ -36,6 +36,7 @@ from diffusion_lm.core import (
 )
 from .models.transformer import BaselineDreamModel, ModelConfig, n_params
 from .text.store import Batch
+from .theory.denoiser import NOTHING, Denoiser
 from .theory.objective import Objective
 from .training.learner import Callback, Learner, TrainConfig, make_optimizers
 
@@ -56,14 +57,12 @@ def _x_transformers():
     except ImportError: raise UserError("x-transformers is not installed; add it with: pip install 'diffusion_lm[bench]'") from None
     return x_transformers
 
-class XTransformer(nn.Module):
+class XTransformer(Denoiser):
     "x-transformers' network behind the interface of our models"
-    causal, block = False, None
     def __init__(self, config, vocab_size, specials, **more): # as for BaselineDreamModel; more: further options of its Encoder
-        super().__init__()
+        super().__init__(vocab_size, specials)
         x, c = _x_transformers(), config.resolve()
-        self.config, self.vocab_size, self.specials = c, vocab_size, tuple(specials)
-        self.pad, self.mask, self.bos = self.specials[:3]
+        self.config = c
         layers = x.Encoder(dim=c.width, depth=c.layers, heads=c.heads, attn_dim_head=c.width//c.heads, attn_flash=True, rotary_pos_emb=True, verbose=False,
                            use_rmsnorm=True, ff_glu=True, ff_swish=True, ff_no_bias=True, ff_mult=8/3, attn_dropout=c.dropout, ff_dropout=c.dropout, **more)
         self.net = x.TransformerWrapper(num_tokens=vocab_size, max_seq_len=c.length, use_abs_pos_emb=False, tie_embedding=True, attn_layers=layers)
@@ -72,10 +71,8 @@ class XTransformer(nn.Module):
 
     @property
     def embed(self): return self.net.token_emb.emb
-    def features(self, x, t=None, *, mask=None, **kw): return self.net(x, mask=mask, return_embeddings=True), None
+    def features(self, x, t=None, *, mask=None, **kw): return self.net(x, mask=mask, return_embeddings=True), NOTHING
     def head(self, h): return self.net.to_logits(h).masked_fill(self.banned, -torch.inf)
-    def forward(self, x, t=None, **kw): return self.head(self.features(x, t, **kw)[0])
-
 class XObjective(nn.Module):
     "x-transformers' own loss, which draws its own times and masks"
     name, is_bound, layout, segment = "x-transformers", False, "packed", None

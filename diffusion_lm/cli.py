@@ -500,7 +500,7 @@ def _eval_style(o):
 def eval_command(args):
     "dlm eval RUN"
     from diffusion_lm.core import UserError, pick_dtype
-    from diffusion_lm.evaluation.metrics import Estimate, is_exact
+    from diffusion_lm.evaluation.metrics import Estimate
     from diffusion_lm.models.transformer import n_params
     from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.recipe import load_config
@@ -523,7 +523,7 @@ def eval_command(args):
     if o["style"]: return _eval_style(o)
     text = read_text(o["file"]) if o["file"] else None
     lm, start = _load(o), time.perf_counter()
-    _refuse(given, ("draws", not is_exact(lm.model), "goes with a bound; the score of this run is exact"))
+    _refuse(given, ("draws", not lm.model.is_exact, "goes with a bound; the score of this run is exact"))
     lm.dtype = pick_dtype(lm.device)
     if text is not None: figures = lm.score(text, o["draws"])
     else:
@@ -535,7 +535,7 @@ def eval_command(args):
            "tokens_per_second": round(figures["tokens_scored"]*figures.get("draws", 1)/seconds), "device": str(lm.device), "dtype": str(lm.dtype)[6:], **figures}
     if o["json"]: return _json(out)
     for k in ("bits_per_byte", "nats_per_token", "perplexity"): print(Estimate(**out[k]))
-    if out.get("draws") == 1 and not is_exact(lm.model): print("the Monte-Carlo error of the bound is not known: one draw has no spread")
+    if out.get("draws") == 1 and not lm.model.is_exact: print("the Monte-Carlo error of the bound is not known: one draw has no spread")
     elif out.get("monte_carlo_error"): print(f"Monte-Carlo error of the bound ±{1.96*out['monte_carlo_error']:.4f} bits/byte ({out['draws']} draws)")
     if "masked_accuracy" in out: print("masked tokens guessed right: " + ", ".join(f"{v:.1%} at {k} corruption" for k, v in out["masked_accuracy"].items() if v is not None))
     print(f"{out['tokens']:,} tokens in {seconds:.1f} s on {out['device']} in {out['dtype']}")

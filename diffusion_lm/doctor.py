@@ -18,6 +18,7 @@ def training_check(device, dtype, seconds=60.): # at most
     from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig
     from diffusion_lm.text.store import Batch
     from diffusion_lm.theory.objective import Objective
+    from diffusion_lm.training.budget import HalveMicroBatch
     from diffusion_lm.training.learner import Callback, Learner, TrainConfig
     class Counting: # sentences that count: 5 6 7 8 …; easy to learn, impossible to guess
         batch_size, length = 16, 64
@@ -34,7 +35,7 @@ def training_check(device, dtype, seconds=60.): # at most
             learn.stop = self.fallen() or time.perf_counter() - self.start > seconds # a busy machine gets its time
     clock, steps = Clock(), 400
     learn = Learner(Objective(BaselineDreamModel(ModelConfig(width=128, heads=2, layers=2, length=64), 64, range(5)), "nelbo-count"), Counting(),
-                    TrainConfig(steps=steps, device=str(device), dtype=str(dtype)[6:], batch=16), [clock])
+                    TrainConfig(steps=steps, device=str(device), dtype=str(dtype)[6:], batch=16), [clock, HalveMicroBatch()])
     threads = torch.get_num_threads()
     torch.set_num_threads(1) # matrices this small are slower on several, and many times slower on a busy machine
     try: learn.fit()

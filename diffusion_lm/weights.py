@@ -9,6 +9,7 @@ __all__ = ['save_weights', 'read_weights', 'load_weights']
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,28 +19,64 @@ from .core import UserError
 from .files import atomic, digest_of
 
 # %% ../nbs/03_weights.ipynb #0017
-def _state_digest(state, meta):
-    "Digest of the names, shapes and bytes of some tensors, and of what else the header says"
-    return digest_of(*sorted(meta.items()), *(p for k in sorted(state) for p in (k, tuple(state[k].shape), state[k].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())))
+def _raw(t):
+    "The bytes of a tensor, row by row"
+    return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
-def save_weights(state, path, **meta): # meta: strings to keep in the header, e.g. the tokenizer's fingerprint
+def _state_digest(
+    state, # name → tensor
+    meta,  # what else the header says
+):
+    "Digest of the names, shapes and bytes of some tensors, and of the header"
+    parts = sorted(meta.items())
+    for name in sorted(state): parts += [name, tuple(state[name].shape), _raw(state[name])]
+    return digest_of(*parts)
+
+# %% ../nbs/03_weights.ipynb #3b04
+def save_weights(
+    state:dict[str, torch.Tensor], # a state dict
+    path:Path|str,
+    **meta, # strings to keep in the header, e.g. the tokenizer's fingerprint
+) -> None:
     "Write a state dict as safetensors, atomically, with its digest"
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    about = json.dumps({**meta, "digest": _state_digest(state, meta)})
     with atomic(path) as tmp:
-        save_file(state, tmp, metadata={"about": json.dumps({**meta, "digest": _state_digest(state, meta)})}) # one entry: several come in no fixed order
+        save_file(state, tmp, metadata={"about": about}) # several entries would come in no fixed order
         os.chmod(tmp, 0o644) # safetensors makes it private
 
-def read_weights(path, **expect): # expect: what the header must say, where it says anything
-    "A state dict and what else the header says; raises `UserError` if the file is missing, damaged, or belongs to something else"
+# %% ../nbs/03_weights.ipynb #3b05
+def _read(path):
+    "The tensors of a file, and its header"
+    with safe_open(path, "pt") as f:
+        state = {name: f.get_tensor(name) for name in f.keys()}
+        about = (f.metadata() or {}).get("about", "{}")
+    return state, dict(json.loads(about))
+
+def _check_header(path, meta, expect):
+    "Raise `UserError` where the header says something else"
+    for key, value in expect.items():
+        if meta.get(key, value) == value: continue
+        raise UserError(f"{path} was saved with another {key} than the one here")
+
+# %% ../nbs/03_weights.ipynb #3c01
+def read_weights(
+    path:Path|str,
+    **expect, # what the header must say, if it says anything about it
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    "A state dict and the rest of the header; raises `UserError` if the file is missing, damaged or foreign"
     if not Path(path).is_file(): raise UserError(f"{path} is missing")
-    try:
-        with safe_open(path, "pt") as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, dict(json.loads((f.metadata() or {}).get("about", "{}")))
+    try: state, meta = _read(path)
     except Exception as e: raise UserError(f"{path} is damaged ({str(e)[:60]})") from None
-    if meta.pop("digest", None) != _state_digest(state, meta): raise UserError(f"{path} is damaged: its digest does not match")
-    for k, v in expect.items():
-        if meta.get(k, v) != v: raise UserError(f"{path} was saved with another {k} than the one here")
+    right = meta.pop("digest", None) == _state_digest(state, meta)
+    if not right: raise UserError(f"{path} is damaged: its digest does not match")
+    _check_header(path, meta, expect)
     return state, meta
 
-def load_weights(path, **expect): # as for read_weights
+def load_weights(
+    path:Path|str,
+    **expect, # as for read_weights
+) -> dict[str, torch.Tensor]:
     "The state dict alone"
-    return read_weights(path, **expect)[0]
+    state, _ = read_weights(path, **expect)
+    return state

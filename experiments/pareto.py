@@ -22,7 +22,7 @@ from diffusion_lm.core import UserError, describe_machine, keep_memory
 from diffusion_lm.evaluation.quality import Judge, bleu, sample_quality, token_entropy
 from diffusion_lm.files import append_jsonl, find_run, read_jsonl, write_json
 from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.sampling.sampler import denoise
+from diffusion_lm.sampling.sampler import PLAIN, denoise
 from diffusion_lm.text.store import store_of
 from diffusion_lm.training.recipe import load_config
 
@@ -56,10 +56,10 @@ def settings():
 def write(lm, kw, n=N, batch=16):
     "Token ids (n,l) of texts, the evaluations that each needs, and CPU seconds for all"
     x, rows, calls, start = torch.from_numpy(lm.template())[None].expand(batch, -1), [], [], time.process_time()
-    options = dict(avoid=[[lm.tokenizer.eos]], **lm._learned(dict(kw)))  # texts of one length: none ends
+    options = lm.learned(PLAIN.but(**kw)).but(avoid=[[lm.tokenizer.eos]])  # texts of one length: none ends
     for i in range(0, n, batch):
         each = torch.zeros(batch, dtype=torch.long)
-        for f in denoise(lm.model, x, rows=range(i, i + batch), **options): each += f.new.any(1)
+        for f in denoise(lm.model, x, options, rows=range(i, i + batch)): each += f.new.any(1)
         rows.append(f.x)
         calls.append(each)
     return torch.cat(rows).tolist(), torch.cat(calls).tolist(), time.process_time() - start

@@ -40,7 +40,7 @@ from diffusion_lm.models.thought import ThoughtConfig, newest_first
 from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtObjective
 from diffusion_lm.models.transformer import ModelConfig, n_params
 from diffusion_lm.text.store import store_of
-from diffusion_lm.theory.objective import Objective, real_keys, token_nll
+from diffusion_lm.theory.objective import Objective, token_nll
 from diffusion_lm.theory.schedule import mask_exact
 from diffusion_lm.training.recipe import build, load_config
 from diffusion_lm.training.run import train
@@ -65,7 +65,7 @@ class Labelled(Objective):
         "Loss in nats per real token of the passages; there is nothing to carry"
         masked, w = self.corrupt(x, t, u)
         hidden = torch.cat([self.labels[document], torch.where(masked, self.model.mask, x)], 1)
-        h = self.model.features(hidden, mask=real_keys(self.model, hidden))[0][:, -x.shape[1]:]
+        h = self.model.features(hidden, mask=self.model.real_keys(hidden))[0][:, -x.shape[1]:]
         return self.mean(token_nll(self.model, h[masked], x[masked]), masked, w, x), (torch.zeros(len(x)),)
 
 def labels(tok, store):

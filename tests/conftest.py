@@ -1,4 +1,4 @@
-"""What the tests share: a small text, a small recipe, two runs trained with it once, and `dlm` in this or in another process."""
+"""What the tests share: a small text, a small recipe, two runs of it, and `dlm` in this or another process."""
 import atexit
 import contextlib
 import hashlib
@@ -11,12 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # matrices this small are slower on two threads, and many times slower on a busy machine
+# matrices this small are slower on two threads, and many times slower on a busy machine
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dlm-hf-")  # what `datasets` keeps of a table goes here
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("DIFFUSION_LM_HOME", None)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts in the background, and children inherit that
+# a shell has it ignored in what it starts in the background, and children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
@@ -49,7 +51,8 @@ data: {{path: {book}}}
 tokenizer: {{vocab_size: 300}}
 model: {{width: 16, heads: 2, layers: 1, length: 32}}
 objective: nelbo-count
-trainer: {{steps: 24, batch: 8, log_every: 4, eval_every: 8, eval_tokens: 512, test_draws: 2, sample_every: 12, save_every: 8, device: cpu}}
+trainer: {{steps: 24, batch: 8, log_every: 4, eval_every: 8, eval_tokens: 512, test_draws: 2, sample_every: 12,
+          save_every: 8, device: cpu}}
 samples: {{prompts: ["", "the river"], templates: ["the [MASK:3] sea"], steps: 8}}
 """
 
@@ -60,7 +63,8 @@ def tree(*folders):
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
-def losses(run): return [(r["step"], r.get("loss"), r.get("grad_norm"), r.get("validation")) for r in read_jsonl(run/"log.jsonl")]
+def losses(run):
+    return [(r["step"], r.get("loss"), r.get("grad_norm"), r.get("validation")) for r in read_jsonl(run/"log.jsonl")]
 
 def same_run(a, b):
     "Same losses in the log, same weights, to the last bit"
@@ -75,19 +79,24 @@ def run_dlm(home, *args):
         status = main([str(a) for a in args])
     return status, out.getvalue(), err.getvalue()
 
-DLM = [sys.executable, "-c", "import sys; from diffusion_lm.cli import main; sys.exit(main())"]  # what the console script runs
+# what the console script runs
+DLM = [sys.executable, "-c", "import sys; from diffusion_lm.cli import main; sys.exit(main())"]
 
 def start_dlm(home, *args, log=None):
     "`dlm` as a process of its own; its output goes to the files `log`.out and `log`.err, else to pipes"
     out, err = (open(f"{log}.{k}", "w", encoding="utf-8") for k in ("out", "err")) if log else (subprocess.PIPE,)*2
     script = Path(sys.executable).with_name("dlm")
-    return subprocess.Popen([*([str(script)] if script.exists() else DLM), *map(str, args)], stdout=out, stderr=err, text=True,
-                            encoding="utf-8", stdin=subprocess.DEVNULL, env={**os.environ, "DIFFUSION_LM_HOME": str(home)})
+    return subprocess.Popen([*([str(script)] if script.exists() else DLM), *map(str, args)], stdout=out, stderr=err,
+                            text=True, encoding="utf-8", stdin=subprocess.DEVNULL,
+                            env={**os.environ, "DIFFUSION_LM_HOME": str(home)})
 
 def end_dlm(process, timeout=1200):
     "(status, stdout, stderr) of a process that `start_dlm` started with pipes"
     try: out, err = process.communicate(timeout=timeout)
-    except BaseException: process.kill(); process.wait(); raise
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return process.returncode, out, err
 
 @pytest.fixture(scope="session")
@@ -157,7 +166,9 @@ def refused(dlm, home, tmp_path, monkeypatch):
         assert all(line.startswith(tuple(notes)) for line in lines[:-1]), err
         assert 10 < len(lines[-1]) < 400, "not a clear line: " + lines[-1]
         after = tree(tmp_path)
-        if cache: after = {k: v for k, v in after.items() if k in before or not Path(k).is_relative_to(home/"data") and Path(k) != home}
+        if cache:
+            after = {k: v for k, v in after.items() if k in before or not Path(k).is_relative_to(home/"data")
+                     and Path(k) != home}
         assert after == before, sorted(set(after) ^ set(before)) or "a file has been changed"
         return lines[-1]
     return call

@@ -1,4 +1,4 @@
-"""A user's mistake gets one clear line on stderr and exit status 2; nothing is printed on stdout and nothing is written."""
+"""A user's mistake gets one clear line on stderr and exit status 2; nothing goes to stdout and nothing is written."""
 import json
 import os
 import re
@@ -41,7 +41,8 @@ def test_unreadable_text(refused, tmp_path, kind):
     line = refused("train", "--data.path", path, notes=NOTES)
     assert "book.txt" in line and re.search(why, line)
 
-@pytest.mark.parametrize("path", ["missing.txt", "./missing", "/no/such/book", "~/no/such/book", "missing.jsonl", "missing.parquet"])
+@pytest.mark.parametrize("path", ["missing.txt", "./missing", "/no/such/book", "~/no/such/book", "missing.jsonl",
+                                  "missing.parquet"])
 def test_missing_text(refused, path):
     assert f"{path} is missing" in refused("train", "--data.path", path, notes=NOTES)
 
@@ -72,7 +73,8 @@ def test_unreadable_even_for_root(refused):
 def test_short_text(refused, tmp_path, words, why):
     path = tmp_path/"short.txt"
     path.write_text(story(1, words))
-    assert why in refused("train", "--data.path", path, "--tokenizer.vocab_size", 300, "--model.length", 2048, notes=NOTES, cache=True)
+    assert why in refused("train", "--data.path", path, "--tokenizer.vocab_size", 300, "--model.length", 2048,
+                          notes=NOTES, cache=True)
 
 def test_vocabulary_below_the_bytes(refused, book):
     assert "at least 261" in refused("train", "--data.path", book, "--tokenizer.vocab_size", 260, notes=NOTES)
@@ -162,44 +164,65 @@ def test_bad_recipe(refused, tmp_path, text, why):
 
 THOUGHTS = ["--objective", "block", "--model.block", 8]
 BAD_VALUES = [ # .nan and .inf are YAML's, and the command line's, way to write them
-    ("model.width", 0), ("model.width", -64), ("model.width", 10**9), ("model.heads", 0), ("model.heads", 3), ("model.layers", 0),
+    ("model.width", 0), ("model.width", -64), ("model.width", 10**9), ("model.heads", 0), ("model.heads", 3),
+              ("model.layers", 0),
     ("model.length", 0), ("model.length", -1), ("model.dropout", 1), ("model.dropout", -.1), ("model.dropout", ".nan"),
-    ("trainer.steps", 0), ("trainer.steps", -5), ("trainer.batch", 0), ("trainer.batch", -8), ("trainer.micro_batch", 0), ("trainer.micro_batch", -1), ("trainer.max_skips", 0), ("trainer.early_stop", 0), ("trainer.label_smoothing", 1),
+    ("trainer.steps", 0), ("trainer.steps", -5), ("trainer.batch", 0), ("trainer.batch", -8),
+              ("trainer.micro_batch", 0), ("trainer.micro_batch", -1), ("trainer.max_skips", 0),
+              ("trainer.early_stop", 0), ("trainer.label_smoothing", 1),
     ("trainer.lr", 0), ("trainer.lr", -1), ("trainer.lr", ".nan"), ("trainer.lr", ".inf"),
     ("trainer.weight_decay", -1), ("trainer.weight_decay", ".nan"), ("trainer.weight_decay", ".inf"),
-    ("trainer.warmup", 2), ("trainer.warmup", ".nan"), ("trainer.decay", -1), ("trainer.ema", 1), ("trainer.ema", -.5), ("trainer.ema", ".nan"),
-    ("trainer.clip", 0), ("trainer.clip", ".nan"), ("trainer.minutes", 0), ("trainer.minutes", ".nan"), ("trainer.minutes", ".inf"),
-    ("trainer.stop_at", 0), ("trainer.stop_at", -3), ("trainer.log_every", 0), ("trainer.eval_every", -1), ("trainer.save_every", 0), ("trainer.sample_every", 0),
+    ("trainer.warmup", 2), ("trainer.warmup", ".nan"), ("trainer.decay", -1), ("trainer.ema", 1),
+              ("trainer.ema", -.5), ("trainer.ema", ".nan"),
+    ("trainer.clip", 0), ("trainer.clip", ".nan"), ("trainer.minutes", 0), ("trainer.minutes", ".nan"),
+              ("trainer.minutes", ".inf"),
+    ("trainer.stop_at", 0), ("trainer.stop_at", -3), ("trainer.log_every", 0), ("trainer.eval_every", -1),
+              ("trainer.save_every", 0), ("trainer.sample_every", 0),
     ("trainer.keep", 0), ("trainer.eval_tokens", 0), ("trainer.test_draws", 0), ("trainer.test_tokens", 0),
-    ("noise.power", 0), ("noise.power", ".nan"), ("noise.power", ".inf"), ("noise.low", ".nan"), ("noise.low", .9), ("noise.high", 2), ("noise.blocks", 0), ("noise.blocks", 5), ("model.block", 0), ("model.block", -2), ("model.block", 7),
-    ("model.thought.dims", "[4, 0]"), ("model.thought.dims", "[]"), ("model.thought.channels", 0), ("model.thought.depth", 0), ("model.thought.depth", -3),
-    ("model.thought.looks", 0), ("model.thought.loophole", 1.5), ("model.thought.forget", 2), ("model.thought.noise", -1), ("model.thought.typos", 1.5), ("model.thought.segment", 0), ("model.thought.ramp", 1.5),
+    ("noise.power", 0), ("noise.power", ".nan"), ("noise.power", ".inf"), ("noise.low", ".nan"),
+              ("noise.low", .9), ("noise.high", 2), ("noise.blocks", 0), ("noise.blocks", 5), ("model.block", 0),
+              ("model.block", -2), ("model.block", 7),
+    ("model.thought.dims", "[4, 0]"), ("model.thought.dims", "[]"), ("model.thought.channels", 0),
+              ("model.thought.depth", 0), ("model.thought.depth", -3),
+    ("model.thought.looks", 0), ("model.thought.loophole", 1.5), ("model.thought.forget", 2),
+              ("model.thought.noise", -1), ("model.thought.typos", 1.5), ("model.thought.segment", 0),
+              ("model.thought.ramp", 1.5),
     ("seed", -1), ("seed", 2**70),
-    ("samples.steps", 0), ("samples.steps", -1), ("samples.steps", 10**9), ("samples.temperature", -1), ("samples.temperature", ".nan"), ("samples.temperature", ".inf"),
+    ("samples.steps", 0), ("samples.steps", -1), ("samples.steps", 10**9), ("samples.temperature", -1),
+              ("samples.temperature", ".nan"), ("samples.temperature", ".inf"),
 ]
 
 @pytest.mark.parametrize("key, value", BAD_VALUES)
 def test_impossible_number(refused, recipe, key, value):
     "It names the field (or what the field is about) and the value"
     schedule = {"noise.power": "polynomial", "noise.low": "clipped", "noise.high": "clipped"}.get(key)
-    extra = ["--objective", "nelbo", "--noise.schedule", schedule] if schedule else ["--objective", "block"] if key == "model.block" else THOUGHTS if "thought" in key else []
+    if schedule: extra = ["--objective", "nelbo", "--noise.schedule", schedule]
+    elif key == "model.block": extra = ["--objective", "block"]
+    else: extra = THOUGHTS if "thought" in key else []
     line = refused("train", "--config", recipe, *extra, f"--{key}", value)
     assert key.split(".")[-1] in line and str(value).lstrip(".") in line, line
 
 @pytest.mark.parametrize("key, value, near", [
-    ("model.preset", "tinny", "tiny"), ("objective", "nelbo-cnt", "nelbo-count"), ("noise.schedule", "cosin", "cosine"), ("samples.sampler", "ancestor", "ancestral"),
-    ("model.thought.retention", "lifo", "fifo"), ("model.thought.initial", "noisy", "noise"), ("model.thought.writer", "cleen", "clean"), ("trainer.optimizer", "muonn", "muon"), ("trainer.lr_schedule", "cosin", "cosine"), ("trainer.tracker", "wandbb", "wandb"), ("noise.progress", "liner", "linear"), ("trainer.dtype", "float23", "float32"), ("trainer.device", "cudaa", "cuda"), ("tokenizer.kind", "words", "word"),
+    ("model.preset", "tinny", "tiny"), ("objective", "nelbo-cnt", "nelbo-count"),
+    ("noise.schedule", "cosin", "cosine"), ("samples.sampler", "ancestor", "ancestral"),
+    ("model.thought.retention", "lifo", "fifo"), ("model.thought.initial", "noisy", "noise"),
+    ("model.thought.writer", "cleen", "clean"), ("trainer.optimizer", "muonn", "muon"),
+    ("trainer.lr_schedule", "cosin", "cosine"), ("trainer.tracker", "wandbb", "wandb"),
+    ("noise.progress", "liner", "linear"), ("trainer.dtype", "float23", "float32"),
+    ("trainer.device", "cudaa", "cuda"), ("tokenizer.kind", "words", "word"),
 ])
 def test_unknown_name(refused, recipe, key, value, near):
     extra = THOUGHTS if "thought" in key else []
-    line = refused("train", "--config", recipe, *extra, f"--{key}", value, notes=NOTES if key == "tokenizer.kind" else ())
+    line = refused("train", "--config", recipe, *extra, f"--{key}", value,
+                   notes=NOTES if key == "tokenizer.kind" else ())
     assert f"'{value}'; did you mean '{near}'?" in line
 
 def test_device_that_is_not_here(refused, recipe):
     import torch
     away = "mps" if not torch.backends.mps.is_available() else "cuda"
     assert "is not available here" in refused("train", "--config", recipe, "--trainer.device", away)
-    if not torch.cuda.is_available(): assert "is not available here" in refused("train", "--config", recipe, "--trainer.device", "cuda:0")
+    if not torch.cuda.is_available():
+        assert "is not available here" in refused("train", "--config", recipe, "--trainer.device", "cuda:0")
 
 @pytest.mark.parametrize("args, why", [
     (["--samples.prompts", json.dumps(["the river "*40])], "prompt has"),
@@ -212,11 +235,13 @@ def test_samples_that_the_run_could_not_show(refused, recipe, args, why):
     assert why in refused("train", "--config", recipe, *args, notes=NOTES, cache=True)
 
 def test_sampler_that_an_autoregressive_run_cannot_use(refused, recipe):
-    assert "left-to-right" in refused("train", "--config", recipe, "--objective", "ar", "--samples.sampler", "confidence", notes=NOTES, cache=True)
+    assert "left-to-right" in refused("train", "--config", recipe, "--objective", "ar", "--samples.sampler",
+                                      "confidence", notes=NOTES, cache=True)
 
 # ---- the names of runs ----
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp/x", ".", "..", ".hidden", "a b", "run\n", "caf\u00e9", "x"*300])
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp/x", ".", "..", ".hidden", "a b", "run\n", "caf\u00e9",
+                                  "x"*300])
 def test_bad_run_name(refused, recipe, name):
     assert "cannot name a run" in refused("train", "--config", recipe, f"--name={name}")
 
@@ -233,7 +258,8 @@ def refused_folder(refused, home, recipe):
 
 def test_out_that_is_a_file(refused, recipe, tmp_path):
     (tmp_path/"file").write_text("x")
-    assert str(tmp_path/"file") in refused("train", "--config", recipe, "--out", tmp_path/"file", notes=NOTES, cache=True)
+    assert str(tmp_path/"file") in refused("train", "--config", recipe, "--out", tmp_path/"file", notes=NOTES,
+                                           cache=True)
 
 def test_failed_overwrite_leaves_the_old_run(refused, trained, recipe):
     refused("train", "--config", recipe, "--name", "tiny", "--overwrite", "--trainer.lr", -1)
@@ -247,7 +273,8 @@ def test_failed_overwrite_leaves_the_old_run(refused, trained, recipe):
     (["--name", "tiny", "--resume", "--model.width", "32"], r"model\.width was 16"),
     (["--name", "tiny", "--resume", "--seed", "1"], "seed was 0"),
     (["--name", "tiny", "--resume", "--objective", "llada"], "objective was nelbo-count"),
-    (["--name", "tiny", "--resume", "--data.path", "sotu"], "the text of sotu has changed since run 'tiny' was trained on it"),
+    (["--name", "tiny", "--resume", "--data.path", "sotu"],
+     "the text of sotu has changed since run 'tiny' was trained on it"),
     (["--name", "tiny", "--resume", "--trainer.steps", "50"], r"trainer\.steps was 24"),
 ])
 def test_bad_resume(refused, trained, args, why):
@@ -258,7 +285,8 @@ def test_resume_after_the_text_has_changed(refused, dlm, home, recipe, tmp_path)
     "The checkpoint would go on with other tokens under the same numbers"
     path = tmp_path/"book.txt"
     path.write_text(story(1, 3000))
-    assert dlm("train", "--config", recipe, "--data.path", path, "--name", "part", "--trainer.stop_at", 8)[0] in (0, 130)
+    assert dlm("train", "--config", recipe, "--data.path", path, "--name", "part", "--trainer.stop_at",
+               8)[0] in (0, 130)
     path.write_text(story(2, 3000).upper())
     assert "part" in refused("train", "--name", "part", "--resume", notes=NOTES, cache=True)
 
@@ -281,7 +309,8 @@ def test_no_runs_at_all(refused, dlm):
 def test_damaged_weights(refused, trained, command):
     path = trained/"checkpoints"/"tiny"/"model.safetensors"
     whole = path.read_bytes()
-    for content in (whole[:-1], whole[:100], whole[:5], b"", whole + b"\0", b"{}", flip(whole, len(whole) - 50), flip(whole, 60)):
+    for content in (whole[:-1], whole[:100], whole[:5], b"", whole + b"\0", b"{}", flip(whole, len(whole) - 50),
+                    flip(whole, 60)):
         path.write_bytes(content)
         line = refused(*command)
         assert "model.safetensors" in line and "damaged" in line
@@ -330,7 +359,7 @@ def test_sessions(refused, trained, tmp_path):
     "A talk that is damaged, another run's, none at all, or cannot be kept"
     lm, path = DiffusionLM.from_run(trained/"checkpoints"/"tiny", device="cpu"), tmp_path/"talk"
     chat = Chat(lm, length=4, steps=2)
-    for talk in chat.say(chat.begin(), "the river"): pass
+    *_, talk = chat.say(chat.begin(), "the river")
     chat.save(talk, path)
     whole = path.read_bytes()
     for content in (whole[:-1], whole[:50], b"", flip(whole, len(whole)//2)):
@@ -338,7 +367,8 @@ def test_sessions(refused, trained, tmp_path):
         assert "talk is damaged" in refused("chat", "tiny", "--session", path)
     save_weights({"none": torch.zeros(1)}, path, model=fingerprint(lm.model))
     assert "holds no talk" in refused("chat", "tiny", "--session", path)
-    randomize_(lm.model); chat.save(talk, path)
+    randomize_(lm.model)
+    chat.save(talk, path)
     assert "another model" in refused("chat", "tiny", "--session", path)
     assert "steps must be" in refused("chat", "tiny", "--steps", 0)
     assert "length must be" in refused("chat", "tiny", "--length", 99)
@@ -346,8 +376,10 @@ def test_sessions(refused, trained, tmp_path):
     refused("chat", "tiny", "--session", tmp_path)
     refused("chat", "tiny", "--session", path/"below a file")
 
-@pytest.mark.parametrize("content", [b"", b"model: [", b"- a\n", b"words", b"objective: ar\n", b"model: {width: 16}\n", b"\xff\xfe\0", b"a: b\0",
-                                     b"model: null\nobjective: ar\n", b"model: {wdith: 3}\nobjective: ar\n", b"model: {width: wide}\nobjective: ar\n",
+@pytest.mark.parametrize("content", [b"", b"model: [", b"- a\n", b"words", b"objective: ar\n",
+                                     b"model: {width: 16}\n", b"\xff\xfe\0", b"a: b\0",
+                                     b"model: null\nobjective: ar\n", b"model: {wdith: 3}\nobjective: ar\n",
+                                     b"model: {width: wide}\nobjective: ar\n",
                                      b"model: {width: 16, heads: 0}\nobjective: ar\n"])
 def test_damaged_config(refused, trained, content):
     (trained/"checkpoints"/"tiny"/"config.yaml").write_bytes(content)
@@ -374,7 +406,8 @@ def test_run_without_weights(dlm, refused, trained):
     status, out, err = dlm("train", "--name", "tiny", "--resume")
     assert status == 0 and "no checkpoint yet: starting at the first step" in err
 
-@pytest.mark.parametrize("damage", ["tokens cut", "tokens empty", "no docs", "docs cut", "docs no archive", "meta cut", "meta is a list", "no meta", "no tokens"])
+@pytest.mark.parametrize("damage", ["tokens cut", "tokens empty", "no docs", "docs cut", "docs no archive",
+                                    "meta cut", "meta is a list", "no meta", "no tokens"])
 def test_damaged_token_store(dlm, refused, trained, damage):
     "Derived data: it is either named in the message, to be deleted, or made anew"
     store = next((trained/"data"/"cache").glob("tokens-*"))
@@ -392,7 +425,8 @@ def test_damaged_cached_tokenizer(dlm, refused, trained, recipe):
 
 def test_runs_lists_damaged_runs_too(dlm, trained):
     run = trained/"checkpoints"/"tiny"
-    for content in ("{", "[]", "3", '{"bits_per_byte": 3}', '{"bits_per_byte": {"value": "x"}}', '{"parameters": "many", "seconds": "long"}'):
+    for content in ("{", "[]", "3", '{"bits_per_byte": 3}', '{"bits_per_byte": {"value": "x"}}',
+                    '{"parameters": "many", "seconds": "long"}'):
         (run/"summary.json").write_text(content)
         for args in ([], ["--json"]):
             status, out, err = dlm("runs", *args)
@@ -404,21 +438,37 @@ def test_runs_lists_damaged_runs_too(dlm, trained):
     (["--prompt", "the river "*40], "the prompt has [0-9]+ tokens, but there is room for 31"),
     (["--prompt", "the river ", "--length", "2"], "there is room for 1 "),
     (["--prompt", "half \udc83 of a pair"], "surrogate"),
-    (["--steps", "0"], "steps"), (["--steps", "-1"], "steps"), (["--steps", "1000000000"], "steps must be .*at most|between"), (["--steps", "x"], "steps must be a whole number"),
-    (["--temperature", "-1"], "temperature"), (["--temperature", "nan"], "temperature"), (["--temperature", ".nan"], "temperature"), (["--temperature", ".inf"], "temperature"),
-    (["--top-p", "0"], "top_p"), (["--top-p", "2"], "top_p"), (["--top-p", ".nan"], "top_p"), (["--top-p", "-1"], "top_p"), (["--top-k", "-1"], "top_k"),
+    (["--steps", "0"], "steps"), (["--steps", "-1"], "steps"),
+    (["--steps", "1000000000"], "steps must be .*at most|between"), (["--steps", "x"], "steps must be a whole number"),
+    (["--temperature", "-1"], "temperature"), (["--temperature", "nan"], "temperature"),
+    (["--temperature", ".nan"], "temperature"), (["--temperature", ".inf"], "temperature"),
+    (["--top-p", "0"], "top_p"), (["--top-p", "2"], "top_p"), (["--top-p", ".nan"], "top_p"),
+    (["--top-p", "-1"], "top_p"), (["--top-k", "-1"], "top_k"),
     (["-n", "0"], "n must be at least 1"), (["-n", "-2"], "n must be at least 1"),
-    (["--length", "0"], "length"), (["--length", "-1"], "length"), (["--length", "33"], "length must be between 1 and .* 32"),
-    (["--seed", "-1"], "seed"), (["--sampler", "confidant"], "did you mean 'confidence'"), (["--grid", "cosin"], "did you mean 'cosine'"),
-    (["--sampler", "threshold", "--gamma", "1"], "threshold takes tau, not gamma"), (["--tau", ".5"], "ancestral takes no parameters, not tau"), (["--sampler", "threshold", "--tau", "2"], "tau must be"),
-    (["--sampler", "remdm", "--kind", "resale"], "did you mean 'rescale'"), (["--sampler", "factor", "--factor", "nan"], "factor must be"), (["--sampler", "entropy-bounded", "--gamma", "-1"], "gamma"),
-    (["--sampler", "predictor-corrector", "--correct", "-1"], "correct must be"), (["--sampler", "remdm", "--eta", "x"], "eta"), (["--block", "0"], "block must be"), (["--block", "-4"], "block must be"),
-    (["--cache", "dual"], "give a block size"), (["--block", "4", "--cache", "both"], "unknown cache"), (["--repetition", "0"], "repetition"), (["--cool", "-1"], "temperature"),
-    (["--device", "gpu"], "device"), (["--prmpt", "x"], "did you mean '--prompt'"), (["--prompt"], "prompt"), (["extra"], "one argument too many"),
-    (["--infill", ""], "nothing to fill"), (["--infill", "nothing here"], "nothing to fill"), (["--infill", "a [MASK:x] b"], "nothing to fill"),
-    (["--infill", "a [MASK:0] b"], "1 or more"), (["--infill", "a [MASK:33] b"], "context only 32"), (["--infill", "a [MASK:99999999999] b"], "MASK"),
+    (["--length", "0"], "length"), (["--length", "-1"], "length"),
+    (["--length", "33"], "length must be between 1 and .* 32"),
+    (["--seed", "-1"], "seed"), (["--sampler", "confidant"], "did you mean 'confidence'"),
+    (["--grid", "cosin"], "did you mean 'cosine'"),
+    (["--sampler", "threshold", "--gamma", "1"], "threshold takes tau, not gamma"),
+    (["--tau", ".5"], "ancestral takes no parameters, not tau"),
+    (["--sampler", "threshold", "--tau", "2"], "tau must be"),
+    (["--sampler", "remdm", "--kind", "resale"], "did you mean 'rescale'"),
+    (["--sampler", "factor", "--factor", "nan"], "factor must be"),
+    (["--sampler", "entropy-bounded", "--gamma", "-1"], "gamma"),
+    (["--sampler", "predictor-corrector", "--correct", "-1"], "correct must be"),
+    (["--sampler", "remdm", "--eta", "x"], "eta"), (["--block", "0"], "block must be"),
+    (["--block", "-4"], "block must be"),
+    (["--cache", "dual"], "give a block size"), (["--block", "4", "--cache", "both"], "unknown cache"),
+    (["--repetition", "0"], "repetition"), (["--cool", "-1"], "temperature"),
+    (["--device", "gpu"], "device"), (["--prmpt", "x"], "did you mean '--prompt'"), (["--prompt"], "prompt"),
+    (["extra"], "one argument too many"),
+    (["--infill", ""], "nothing to fill"), (["--infill", "nothing here"], "nothing to fill"),
+    (["--infill", "a [MASK:x] b"], "nothing to fill"),
+    (["--infill", "a [MASK:0] b"], "1 or more"), (["--infill", "a [MASK:33] b"], "context only 32"),
+    (["--infill", "a [MASK:99999999999] b"], "MASK"),
     (["--infill", "[MASK:" + "9"*5000 + "]"], "MASK"), (["--infill", "[MASK]"*40], "context only 32"),
-    (["--infill", "a [MASK] b", "--prompt", "x"], "exclude each other"), (["--infill", "a [MASK] b", "--length", "8"], "--length"),
+    (["--infill", "a [MASK] b", "--prompt", "x"], "exclude each other"),
+    (["--infill", "a [MASK] b", "--length", "8"], "--length"),
 ])
 def test_bad_sampling(refused, trained, args, why):
     line = refused("sample", "tiny", *args)
@@ -429,7 +479,8 @@ def test_autoregressive_run_continues_only(refused, trained):
     assert "left-to-right" in refused("sample", "tiny-ar", "--sampler", "confidence")
     assert "one of its own" in refused("sample", "tiny-ar", "--block", "4", "--cache", "dual")
 
-@pytest.mark.parametrize("content, why", [(None, "missing"), (b"", "empty"), (b" \n", "empty"), (b"\0", "not a text"), (b"\xff", "not UTF-8"), ("folder", "cannot read")])
+@pytest.mark.parametrize("content, why", [(None, "missing"), (b"", "empty"), (b" \n", "empty"),
+                                          (b"\0", "not a text"), (b"\xff", "not UTF-8"), ("folder", "cannot read")])
 def test_bad_file_to_score(refused, trained, tmp_path, content, why):
     path = tmp_path/"score.txt"
     if content == "folder": path.mkdir()
@@ -437,12 +488,15 @@ def test_bad_file_to_score(refused, trained, tmp_path, content, why):
     line = refused("eval", "tiny", "--file", path)
     assert "score.txt" in line and why in line
 
-@pytest.mark.parametrize("args", [["--draws", "0"], ["--draws", "x"], ["--max-tokens", "-1"], ["--device", "gpu"], ["--draw", "3"]])
+@pytest.mark.parametrize("args", [["--draws", "0"], ["--draws", "x"], ["--max-tokens", "-1"], ["--device", "gpu"],
+                                  ["--draw", "3"]])
 def test_bad_scoring(refused, trained, args): refused("eval", "tiny", *args)
 
 @pytest.mark.parametrize("args, why", [
-    (["trian"], "unknown command 'trian'; did you mean 'train'"), (["--sample"], "unknown command"), ([""], "unknown command"),
-    (["runs", "--jsno"], "did you mean '--json'"), (["runs", "x"], "too many"), (["doctor", "--device", "tpu"], "device 'tpu'"),
+    (["trian"], "unknown command 'trian'; did you mean 'train'"), (["--sample"], "unknown command"),
+    ([""], "unknown command"),
+    (["runs", "--jsno"], "did you mean '--json'"), (["runs", "x"], "too many"),
+    (["doctor", "--device", "tpu"], "device 'tpu'"),
 ])
 def test_bad_command(refused, args, why): assert why in refused(*args)
 

@@ -1,4 +1,4 @@
-"""A document of many megabytes on one line is text like any other: it is cut, split, tokenized and trained on in sane memory."""
+"""A document of many megabytes on one line is like any other: cut, split, tokenized and trained on in sane memory."""
 import json
 
 import pytest
@@ -16,7 +16,8 @@ def one_line(path, megabytes, gap):
 
 ARGS = ["--trainer.steps", 2, "--trainer.test_tokens", 512]
 
-@pytest.mark.parametrize("kind, gap, megabytes", [("bpe", " ", 3), ("word", "", 3), ("bpe", "", 1.2)]) # BPE is slow where there are no words
+# BPE is slow where there are no words
+@pytest.mark.parametrize("kind, gap, megabytes", [("bpe", " ", 3), ("word", "", 3), ("bpe", "", 1.2)])
 def test_some_megabytes(dlm, recipe, tmp_path, kind, gap, megabytes):
     path = one_line(tmp_path/"line.txt", megabytes, gap)
     status, out, err = dlm("train", "--config", recipe, "--data.path", path, "--tokenizer.kind", kind, *ARGS, "--json")

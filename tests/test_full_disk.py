@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle of a run: one clear line, the last checkpoint is whole, and the run goes on once there is space."""
+"""A disk fills up during a run: one clear line, a whole last checkpoint, and it goes on once there is space."""
 import errno
 import os
 import shutil
@@ -20,7 +20,8 @@ def small_disk(tmp_path):
     disk = tmp_path/"disk"
     disk.mkdir()
     if os.geteuid() or not shutil.which("mount"): pytest.skip("only root may mount a small disk")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode: pytest.skip("mounting is not allowed here")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
@@ -42,7 +43,8 @@ def one_line(status, out, err):
     assert lines[-1].startswith("dlm: the disk is full") and "--resume" in lines[-1]
     assert sum(line.startswith("dlm: ") for line in lines) == 1
 
-@pytest.mark.parametrize("leave", [0, 4096, 32_768, 65_536, 131_072, 196_608, 262_144]) # so that one file or another does not fit
+# so that one file or another does not fit
+@pytest.mark.parametrize("leave", [0, 4096, 32_768, 65_536, 131_072, 196_608, 262_144])
 def test_disk_fills_up(dlm, recipe, tiny_home, small_disk, leave):
     status, out, err = dlm("train", "--config", recipe, "--out", small_disk, "--trainer.stop_at", 8)
     run = small_disk/"tiny"
@@ -65,9 +67,11 @@ def full(*args): raise OSError(errno.ENOSPC, "No space left on device")
 def test_simulated(dlm, home, recipe, tiny_home, monkeypatch, what):
     "The same without a disk: the second checkpoint meets ENOSPC in one place or another"
     run = home/"checkpoints"/"tiny"
-    late = lambda call: lambda *a, **kw: (full() if (run/"step-000008").exists() else call(*a, **kw))
+    def late(call):
+        return lambda *a, **kw: (full() if (run/"step-000008").exists() else call(*a, **kw))
     with monkeypatch.context() as m:
-        module, name = {"weights": (checkpoint, "save_weights"), "state": (checkpoint.torch, "save"), "manifest": (files, "write_json"),
+        module, name = {"weights": (checkpoint, "save_weights"), "state": (checkpoint.torch, "save"),
+                        "manifest": (files, "write_json"),
                         "fsync": (files, "_fsync"), "log": (callbacks, "append_jsonl")}[what]
         m.setattr(module, name, late(getattr(module, name)))
         one_line(*dlm("train", "--config", recipe))
@@ -85,7 +89,8 @@ def test_full_before_the_first_checkpoint(dlm, home, recipe, tiny_home, monkeypa
         one_line(*dlm("train", "--config", recipe))
     status, out, err = dlm("train", "--name", "tiny", "--resume")
     assert status == 0 and "no checkpoint yet: starting at the first step" in err, err
-    assert (home/"checkpoints"/"tiny"/"model.safetensors").read_bytes() == (tiny_home/"checkpoints"/"tiny"/"model.safetensors").read_bytes()
+    run, unbroken = (h/"checkpoints"/"tiny" for h in (home, tiny_home))
+    assert (run/"model.safetensors").read_bytes() == (unbroken/"model.safetensors").read_bytes()
 
 @pytest.mark.parametrize("command", [["train"], ["eval", "tiny"]])
 def test_full_while_preparing(dlm, trained, recipe, monkeypatch, command):

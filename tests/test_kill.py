@@ -1,6 +1,7 @@
-"""SIGKILL, which nobody can catch, at random moments of `prepare`, `train`, `export` and `chat`: what was being written is whole or absent,
-nothing that was there is lost, and the next call goes on as if nothing had been. Half of the kills come before a random one of the process's
-file operations, so that the moments between two of them are met; half after a random time, so that those within one are."""
+"""SIGKILL, which nobody can catch, at random moments of `prepare`, `train`, `export` and `chat`: what was being written
+is whole or absent, nothing that was there is lost, and the next call goes on as if nothing had happened. Half of the
+kills come before a random file operation of the process, so that they fall between two of them; the other half come
+after a random time, so that they fall within one."""
 import io
 import json
 import os
@@ -25,13 +26,15 @@ KILLS = [int(os.environ.get("DLM_KILLS", 4)), pytest.param(25, marks=pytest.mark
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod"}
 
 def dlm_fork(root, *args, die_at=None, typed=""):
-    "`dlm` in a copy of this process, which kills itself before file operation number `die_at` below `root`: (process, file with their number)"
+    """`dlm` in a copy of this process, which kills itself before file operation number `die_at` below `root`:
+    (process, file with the number of operations)"""
     count = root.parent/"count"
     pid = os.fork()
     if pid: return pid, count
     status, seen = 1, [0]
     def hook(event, given):
-        if event not in FILE_EVENTS or str(root) not in os.fsdecode(given[0] if isinstance(given[0], (str, bytes, os.PathLike)) else ""): return
+        path = given[0] if event in FILE_EVENTS else None
+        if not isinstance(path, (str, bytes, os.PathLike)) or str(root) not in os.fsdecode(path): return
         seen[0] += 1
         if seen[0] == die_at: os.kill(os.getpid(), signal.SIGKILL)
     try:
@@ -39,7 +42,8 @@ def dlm_fork(root, *args, die_at=None, typed=""):
         sys.stdin, sys.stdout, sys.stderr = io.StringIO(typed), open(1, "w", closefd=False), open(2, "w", closefd=False)
         sys.addaudithook(hook)
         status = cli.main([str(a) for a in args])
-        sys.stdout.flush(); sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         n = seen[0]
         count.write_text(str(n))
     finally: os._exit(status)
@@ -47,7 +51,8 @@ def dlm_fork(root, *args, die_at=None, typed=""):
 class Killer:
     "Runs `dlm` once whole, then kills it at random"
     def __init__(self, root, name, kills):
-        self.root, self.name, self.left, self.total, self.g = root, name, kills, kills, rng("kill at random", name, kills)
+        self.root, self.name, self.left, self.total = root, name, kills, kills
+        self.g = rng("kill at random", name, kills)
 
     def whole(self, *args, **kw):
         "To its end"
@@ -84,18 +89,20 @@ def test_prepare(home, book, kills):
         k.kill(*args)
         for store in cache.glob("tokens-*"): TokenStore(store) # whole
         k.whole(*args)
-        assert {p: d for p, d in tree(cache).items() if not p.endswith((".lock", "docs.npz"))} == {p: d for p, d in want.items() if not p.endswith("docs.npz")} # an archive holds its date
+        # an archive holds its date
+        assert {p: d for p, d in tree(cache).items() if not p.endswith((".lock", "docs.npz"))} == {p: d for p,
+            d in want.items() if not p.endswith("docs.npz")}
         assert not [p for p in leftovers(cache) if not p.endswith(".lock")]
 
 @pytest.mark.parametrize("kills", KILLS)
 def test_train(home, recipe, tiny_home, kills):
-    "Killed, resumed, killed again; and where it had ended, overwritten beside somebody's notes"
+    "Killed, resumed, killed again; and where it had ended, overwritten, with notes of somebody in the folder"
     k, run, unbroken = Killer(home, "train", kills), home/"checkpoints"/"tiny", tiny_home/"checkpoints"/"tiny"
     begin = ["train", "--config", recipe]
     k.measure(*begin)
     same_run(unbroken, run)
     (run/"notes.txt").write_text("mine")
-    begun = lambda: (run/"config.yaml").exists() and not (run/".emptied").exists()
+    def begun(): return (run/"config.yaml").exists() and not (run/".emptied").exists()
     overwrite, ended = True, 0
     while k.left:
         if overwrite: killed = k.kill(*begin, "--overwrite")
@@ -132,7 +139,8 @@ def test_export(trained, tmp_path, monkeypatch, kills):
             assert about.get("unfinished") or all(digest(out/n) == d for n, d in about["digests"].items())
         else: assert fresh
         k.whole(*args)
-        assert not leftovers(out) and not leftovers(trained/"checkpoints") and not json.loads((out/"export.json").read_text()).get("unfinished")
+        assert not leftovers(out) and not leftovers(trained/"checkpoints")
+        assert not json.loads((out/"export.json").read_text()).get("unfinished")
         fresh = k.left % 3 == 0
         if fresh: shutil.rmtree(out) # also where there was none
 

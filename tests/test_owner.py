@@ -1,4 +1,5 @@
-"""One process at a time writes a run, a store, an export or a talk; what others keep beside them stays; and what cannot be read or written is said in one line."""
+"""One process at a time writes a run, a store, an export or a talk; what others keep there stays; and one line says
+what cannot be read or written."""
 import contextlib
 import errno
 import itertools
@@ -7,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 
 import pytest
 import yaml
@@ -39,19 +41,27 @@ def elsewhere(path, what="it"):
     "Another process owns `path`"
     read, write = os.pipe()
     def work():
-        with owner(path, what): os.write(write, b"x"); time.sleep(60)
+        with owner(path, what):
+            os.write(write, b"x")
+            time.sleep(60)
     pid = fork(work)
     assert os.read(read, 1) == b"x"
     try: yield pid
-    finally: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); os.close(read); os.close(write)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
 
 @posix
-@pytest.mark.parametrize("args", [["--config", "RECIPE"], ["--name", "tiny", "--resume"], ["--config", "RECIPE", "--overwrite"]], ids=lambda a: a[-1])
+@pytest.mark.parametrize("args", [["--config", "RECIPE"], ["--name", "tiny", "--resume"],
+                                  ["--config", "RECIPE", "--overwrite"]], ids=lambda a: a[-1])
 def test_a_run_has_one_owner(refused, trained, recipe, args):
     "Who comes second is told who is there; and a kill frees the run"
     run = trained/"checkpoints"/"tiny"
     args = [recipe if a == "RECIPE" else a for a in args]
-    with elsewhere(run) as pid: assert f"run 'tiny' is being written by process {pid} since 2" in refused("train", *args)
+    with elsewhere(run) as pid:
+        assert f"run 'tiny' is being written by process {pid} since 2" in refused("train", *args)
     assert (run.parent/".tiny.lock").exists() # the killed process has left its file, and that is in nobody's way
     with owner(run, "it") as alone: assert alone
     assert not (run.parent/".tiny.lock").exists()
@@ -59,8 +69,8 @@ def test_a_run_has_one_owner(refused, trained, recipe, args):
 @posix
 def test_two_trainings_of_one_name(home, recipe):
     "Started together: one trains, the other ends with status 2"
-    train = lambda seed: lambda: cli.main(["train", "--config", str(recipe), "--seed", str(seed)])
-    pids = [fork(train(seed)) for seed in (1, 2)]
+    def train(seed): return cli.main(["train", "--config", str(recipe), "--seed", str(seed)])
+    pids = [fork(partial(train, seed)) for seed in (1, 2)]
     status = sorted(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in pids)
     assert status == [0, 2]
     steps = [r["step"] for r in read_jsonl(home/"checkpoints"/"tiny"/"log.jsonl") if "loss" in r]
@@ -69,7 +79,8 @@ def test_two_trainings_of_one_name(home, recipe):
 @posix
 def test_an_export_and_a_talk_have_one_owner(trained, dlm, tmp_path):
     pytest.importorskip("onnxscript")
-    for path, args in ((tmp_path/"out", ["export", "tiny", "--format", "torch", "--out", tmp_path/"out"]), (tmp_path/"talk", ["chat", "tiny", "--session", tmp_path/"talk"])):
+    for path, args in ((tmp_path/"out", ["export", "tiny", "--format", "torch", "--out", tmp_path/"out"]),
+                       (tmp_path/"talk", ["chat", "tiny", "--session", tmp_path/"talk"])):
         with elsewhere(path) as pid: status, out, err = dlm(*args)
         assert status == 2 and f"is being written by process {pid}" in err.splitlines()[-1] and not path.exists(), err
 
@@ -79,13 +90,17 @@ def test_a_store_is_built_once(tmp_path, monkeypatch, capfd):
     docs = [Document(f"d{i}", story(i, 300)) for i in range(12)]
     corpus, tok = Corpus("stories", docs, "f"), train_tokenizer([d.text for d in docs], vocab_size=300)
     build = store._build
-    def slow(*args): (tmp_path/"begun").touch(); time.sleep(.5); build(*args)
+    def slow(*args):
+        (tmp_path/"begun").touch()
+        time.sleep(.5)
+        build(*args)
     monkeypatch.setattr(store, "_build", slow)
     pid = fork(lambda: token_store(corpus, tok, tmp_path/"cache") and None)
     while not (tmp_path/"begun").exists(): time.sleep(.01)
     monkeypatch.setattr(store, "_build", lambda *args: pytest.fail("built twice"))
     built = token_store(corpus, tok, tmp_path/"cache")
-    assert os.waitpid(pid, 0)[1] == 0 and f"the token store of stories is being written by process {pid}" in capfd.readouterr().err
+    assert os.waitpid(pid, 0)[1] == 0
+    assert f"the token store of stories is being written by process {pid}" in capfd.readouterr().err
     assert len(built.tokens) and [p.name for p in (tmp_path/"cache").iterdir()] == [built.path.name]
 
 @posix
@@ -137,9 +152,11 @@ def test_overwriting_a_run_behind_a_link(dlm, trained, recipe, tmp_path):
     shutil.move(run, disk)
     run.symlink_to(disk)
     (disk/"notes.txt").write_text("mine")
-    (disk/"plots").mkdir(); (disk/"plots"/"a.txt").write_text("mine too")
+    (disk/"plots").mkdir()
+    (disk/"plots"/"a.txt").write_text("mine too")
     (disk/"step-000016"/"why.txt").write_text("a good one")
-    (disk/"step-final").mkdir(); (disk/"step-final"/"trainer.pt").write_text("a copy")
+    (disk/"step-final").mkdir()
+    (disk/"step-final"/"trainer.pt").write_text("a copy")
     (disk/".model.safetensors.999.tmp").write_text("half")
     status, out, err = dlm("train", "--config", recipe, "--overwrite", "--trainer.steps", 4)
     assert status == 0 and run.is_symlink(), err
@@ -177,10 +194,12 @@ def test_somebody_elses_folder_is_no_run(refused, trained, recipe):
 
 def test_names_that_some_disks_confuse(refused, trained, recipe):
     assert "run 'tiny' exists" in refused("train", "--config", recipe, "--name", "Tiny")
-    for name in ("con", "NUL", "lpt1.txt", "mine."): assert "cannot name a run" in refused("train", "--config", recipe, "--name", name)
+    for name in ("con", "NUL", "lpt1.txt", "mine."):
+        assert "cannot name a run" in refused("train", "--config", recipe, "--name", name)
 
 def test_steps_are_in_order_of_their_numbers(tmp_path):
-    for n in (999_999, 1_000_000, 5): commit_folder(tmp_path/f"step-{n:06d}", lambda d: (d/"trainer.pt").write_bytes(b"x"))
+    for n in (999_999, 1_000_000, 5):
+        commit_folder(tmp_path/f"step-{n:06d}", lambda d: (d/"trainer.pt").write_bytes(b"x"))
     assert [p.name for p in steps_of(tmp_path)] == ["step-000005", "step-999999", "step-1000000"]
 
 def test_an_export_keeps_what_others_put_there(trained, dlm, tmp_path):
@@ -190,13 +209,18 @@ def test_an_export_keeps_what_others_put_there(trained, dlm, tmp_path):
     out = tmp_path/"out"
     if os.name == "posix": out.symlink_to(tmp_path/"disk")
     assert dlm("export", "tiny", "--out", out)[0] == 0
-    (out/"app.py").write_text("mine"); (out/"model.fp32.engine").write_text("built here"); (out/"notes").mkdir(); (out/"notes"/"n").write_text("mine")
+    (out/"app.py").write_text("mine")
+    (out/"model.fp32.engine").write_text("built here")
+    (out/"notes").mkdir()
+    (out/"notes"/"n").write_text("mine")
     status, text, err = dlm("export", "tiny", "--out", out, "--format", "torch")
     assert status == 0 and out.is_symlink() == (os.name == "posix"), err
-    assert sorted(p.name for p in out.iterdir()) == ["app.py", "export.json", "model.fp32.engine", "model.pt2", "notes", "runtime.py", "tokenizer.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["app.py", "export.json", "model.fp32.engine", "model.pt2",
+                                                     "notes", "runtime.py", "tokenizer.json"]
     (out/"model.onnx").write_text("of somebody else")
     status, text, err = dlm("export", "tiny", "--out", out)
-    assert status == 2 and "listed: model.onnx;" in err and (out/"model.onnx").read_text() == "of somebody else" and (out/"model.pt2").exists()
+    assert status == 2 and "listed: model.onnx;" in err and (out/"model.onnx").read_text() == "of somebody else"
+    assert (out/"model.pt2").exists()
 
 class Killed(BaseException): pass
 
@@ -229,7 +253,8 @@ def test_a_folder_that_is_refilled_is_whole_or_says_so(tmp_path, monkeypatch, at
     whole = all((path/n).exists() and digest(path/n) == d for n, d in about["digests"].items())
     assert whole or about["unfinished"]
     refill_folder(path, fill("a", "c"), "export.json")
-    assert sorted(p.name for p in path.iterdir()) == ["a", "c", "export.json", "mine"] and (path/"mine").read_text() == "mine"
+    assert sorted(p.name for p in path.iterdir()) == ["a", "c", "export.json", "mine"]
+    assert (path/"mine").read_text() == "mine"
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_folder_that_is_committed_again_is_never_lost(tmp_path, monkeypatch, at):
@@ -242,14 +267,17 @@ def test_a_folder_that_is_committed_again_is_never_lost(tmp_path, monkeypatch, a
         m.setattr(files.shutil, "rmtree", lambda *a, **kw: None)
         with contextlib.suppress(Killed): commit_folder(path, lambda d: (d/"x").write_bytes(b"new"))
     files.settle(path)
-    assert damage(path) is None and (path/"x").read_bytes() in (b"old", b"new") and not (tmp_path/".step-000008.old").exists()
+    assert damage(path) is None and (path/"x").read_bytes() in (b"old", b"new")
+    assert not (tmp_path/".step-000008.old").exists()
     commit_folder(path, lambda d: (d/"x").write_bytes(b"third"))
     assert [p.name for p in tmp_path.iterdir()] == ["step-000008"] and (path/"x").read_bytes() == b"third"
 
 # ---- settings ----
 
-TWICE = [("trainer: {steps: 3}\nmodel: {preset: tiny}\ntrainer: {batch: 4}\n", "'trainer' is there twice, in lines 1 and 3"),
-         ("trainer:\n  lr: 1e-4\n  lr: 2e-4\n", "'lr' is there twice, in lines 2 and 3"), ("base: &b {lr: 1, lr: 2}\ntrainer: *b\n", "'lr' is there twice")]
+TWICE = [("trainer: {steps: 3}\nmodel: {preset: tiny}\ntrainer: {batch: 4}\n",
+          "'trainer' is there twice, in lines 1 and 3"),
+         ("trainer:\n  lr: 1e-4\n  lr: 2e-4\n", "'lr' is there twice, in lines 2 and 3"),
+         ("base: &b {lr: 1, lr: 2}\ntrainer: *b\n", "'lr' is there twice")]
 
 @pytest.mark.parametrize("text, why", TWICE)
 def test_a_key_that_is_there_twice(refused, trained, recipe, tmp_path, text, why):
@@ -260,10 +288,12 @@ def test_a_key_that_is_there_twice(refused, trained, recipe, tmp_path, text, why
     assert why in refused("train", "--config", recipe, "--config", path, "--name", "x")
     assert "twice" in refused("train", "--config", recipe, "--trainer", "{lr: 1, lr: 2}", "--name", "x")
     path.write_text("lr: 1\nlr: 2")
-    assert "'lr' is there twice, in lines 1 and 2" in refused("train", "--config", recipe, "--trainer", path, "--name", "x")
+    assert "'lr' is there twice, in lines 1 and 2" in refused("train", "--config", recipe, "--trainer", path,
+                                                              "--name", "x")
     config = trained/"checkpoints"/"tiny"/"config.yaml"
     config.write_text(config.read_text() + text)
-    for args in (["eval"], ["sample"], ["train", "--resume", "--name"]): assert "is there twice" in refused(*args, "tiny")
+    for args in (["eval"], ["sample"], ["train", "--resume", "--name"]):
+        assert "is there twice" in refused(*args, "tiny")
 
 def test_anchors_and_merge_keys_are_read(tmp_path):
     path = tmp_path/"r.yaml"
@@ -286,7 +316,8 @@ def test_a_trainer_of_a_newer_version(refused, trained, dlm):
     "What the model does not depend on keeps nobody from sampling"
     path = trained/"checkpoints"/"tiny"/"config.yaml"
     path.write_text(path.read_text().replace("trainer:\n", "trainer:\n  warp: 3\n"))
-    assert "has 'trainer.warp'" in refused("eval", "tiny") and "has 'trainer.warp'" in refused("train", "--resume", "--name", "tiny")
+    assert "has 'trainer.warp'" in refused("eval", "tiny")
+    assert "has 'trainer.warp'" in refused("train", "--resume", "--name", "tiny")
     assert dlm("sample", "tiny")[0] == 0
 
 def test_the_sections_that_loading_knows_are_those_of_a_run():
@@ -312,7 +343,8 @@ def test_a_talk_and_an_export_of_a_newer_version(trained, tmp_path):
 
 # ---- disks ----
 
-NUMBERS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota", errno.EFBIG: "ulimit -f", errno.EROFS: "read-only", errno.EIO: "input/output error"}
+NUMBERS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota", errno.EFBIG: "ulimit -f",
+           errno.EROFS: "read-only", errno.EIO: "input/output error"}
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("wrapped", ["itself", "safetensors", "cause"])
@@ -321,7 +353,8 @@ def test_what_disks_say(dlm, home, recipe, monkeypatch, number, wrapped):
     def fails(*args, **kw):
         e = OSError(number, os.strerror(number))
         if wrapped == "itself": raise e
-        if wrapped == "safetensors": raise Exception(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+        if wrapped == "safetensors":
+            raise Exception(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
         raise RuntimeError("[enforce fail at inline_container.cc:603]") from e
     monkeypatch.setattr("diffusion_lm.weights.save_file", fails)
     status, out, err = dlm("train", "--config", recipe, "--trainer.steps", 2)
@@ -329,19 +362,22 @@ def test_what_disks_say(dlm, home, recipe, monkeypatch, number, wrapped):
     assert NUMBERS[number] in err.splitlines()[-1] and sum(line.startswith("dlm: ") for line in err.splitlines()) == 1
 
 def test_disks_of_windows():
-    e = OSError(errno.EINVAL, "There is not enough space on the disk"); e.winerror = 112
+    e = OSError(errno.EINVAL, "There is not enough space on the disk")
+    e.winerror = 112
     assert "the disk is full" in cli._disk_error(e)
-    assert cli._disk_error(ValueError("no such thing")) is None and cli._disk_error(OSError(errno.ENOENT, "No such file")) is None
+    assert cli._disk_error(ValueError("no such thing")) is None
+    assert cli._disk_error(OSError(errno.ENOENT, "No such file")) is None
 
 @posix
 def test_fsync_where_it_is_picky(dlm, home, recipe, monkeypatch):
-    "As on Windows a descriptor must be open for writing, and as on some disks no folder can be flushed: the run is written all the same"
+    "On Windows a descriptor must be open for writing, and on some disks no folder can be flushed: the run is written"
     import fcntl
     import stat
     real = os.fsync
     def fsync(fd):
         if stat.S_ISDIR(os.fstat(fd).st_mode): raise OSError(errno.EINVAL, "Invalid argument")
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY: raise OSError(errno.EIO, "a descriptor for reading was flushed")
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EIO, "a descriptor for reading was flushed")
         real(fd)
     monkeypatch.setattr(os, "fsync", fsync)
     status, out, err = dlm("train", "--config", recipe, "--trainer.steps", 2)

@@ -1,4 +1,4 @@
-"""Properties that hold for any input: lossless text, honest splits, exact windows, samplers that leave what is fixed."""
+"""Properties that hold for any input: lossless text, honest splits, exact windows, samplers that keep what is fixed."""
 import os
 import re
 import subprocess
@@ -39,10 +39,13 @@ from diffusion_lm.theory.schedule import GRIDS, SCHEDULES, grid, make_schedule, 
 
 # ---- text ----
 
-AWKWARD = [*SPECIALS, "[MASK:3]", "<|endoftext|>", "</s>", "\0", "\ufeff", "\u2028", "\x85", "\r\n", "\r", "\t", "  ", "e\u0301", "\u0130", "\ufb01", "\u00e9", "\U0001f469\u200d\U0001f680",
-           "\U0001f642", "\u4f60\u597d", "\u0120the", "\u010a", "\u0627\u0644", "\ufffd", "\U0010ffff", "\u200b", "'s", "don't", "1234567890", "the river sleeps"]
+AWKWARD = [*SPECIALS, "[MASK:3]", "<|endoftext|>", "</s>", "\0", "\ufeff", "\u2028", "\x85", "\r\n", "\r", "\t",
+           "  ", "e\u0301", "\u0130", "\ufb01", "\u00e9", "\U0001f469\u200d\U0001f680",
+           "\U0001f642", "\u4f60\u597d", "\u0120the", "\u010a", "\u0627\u0644", "\ufffd", "\U0010ffff", "\u200b",
+           "'s", "don't", "1234567890", "the river sleeps"]
 unicode = st.text(st.characters(exclude_categories=["Cs"]))
-texts = st.one_of(unicode, st.lists(st.sampled_from(AWKWARD) | unicode, max_size=8).map("".join), st.integers(0, 99).map(lambda i: story(i, 60)))
+texts = st.one_of(unicode, st.lists(st.sampled_from(AWKWARD) | unicode, max_size=8).map("".join),
+                  st.integers(0, 99).map(lambda i: story(i, 60)))
 
 @pytest.fixture(scope="module", params=[train_bpe, train_words], ids=["bpe", "word"])
 def tok(request): return request.param([story(0, 2000), "".join(AWKWARD)], 320)
@@ -74,7 +77,8 @@ def test_tokenizer_survives_its_file(tok, tmp_path):
     tok.save(tmp_path/"tokenizer.json")
     again = Tokenizer.load(tmp_path)
     s = "".join(AWKWARD)
-    assert again.fingerprint == tok.fingerprint and (again.encode(s) == tok.encode(s)).all() and again.bytes == tok.bytes
+    assert again.fingerprint == tok.fingerprint and (again.encode(s) == tok.encode(s)).all()
+    assert again.bytes == tok.bytes
 
 plain = texts.filter(lambda s: "[MASK" not in s)
 
@@ -91,27 +95,30 @@ def test_template(tok, first, rest):
 def test_template_without_holes(tok, s):
     with pytest.raises(UserError, match="nothing to fill"): tok.encode_template(s)
 
-# ---- documents and their sides ----
+# ---- documents and their splits ----
 
 def name_in(low, high): return next(n for i in range(10**6) if low <= splits._bucket(n := f"doc {i}") < high)
 
-ANCHORS = [name_in(0, 90), name_in(90, 95), name_in(95, 100)] # one name that hashes to each side
+ANCHORS = [name_in(0, 90), name_in(90, 95), name_in(95, 100)] # one name that hashes to each split
 
 @st.composite
 def documents(draw, anchors=False):
-    "Documents, some of them copies of others, some of them with a passage from another; the name of an original comes first in the alphabet, so it decides"
+    """Documents, some of them copies of others, some of them with a passage from another; the name of an original comes
+    first in the alphabet, so it decides"""
     n = draw(st.integers(3, 10))
-    docs = {(ANCHORS[i] if anchors and i < 3 else f"{draw(st.integers(0, 999))}-{i}"): story(("doc", i), draw(st.integers(20, 60))) for i in range(n)}
+    docs = {(ANCHORS[i] if anchors and i < 3
+             else f"{draw(st.integers(0, 999))}-{i}"): story(("doc", i), draw(st.integers(20, 60))) for i in range(n)}
     names = list(docs)
     for k, j in enumerate(draw(st.lists(st.integers(0, n - 1), max_size=4))):
         kind = draw(st.sampled_from(["exact", "part", "case", "touch"]))
         w = docs[names[j]].split()
-        docs[f"~copy {k}"] = {"exact": docs[names[j]], "case": docs[names[j]].upper(), "part": " ".join(w[:len(w)*2//3]) + " " + story(("own", k), 30),
+        docs[f"~copy {k}"] = {"exact": docs[names[j]], "case": docs[names[j]].upper(),
+                              "part": " ".join(w[:len(w)*2//3]) + " " + story(("own", k), 30),
                              "touch": " ".join(w[:9]) + " " + story(("own", k), 90)}[kind]
     return [Document(k, v) for k, v in draw(st.permutations(list(docs.items())))]
 
 def corpus(docs): return Corpus("test", docs, files.digest_of(*(d.name + "\0" + d.text for d in docs)))
-def sides(docs): return dict(zip([d.name for d in docs], split(corpus(docs)).tolist()))
+def splits_of(docs): return dict(zip([d.name for d in docs], split(corpus(docs)).tolist()))
 
 def shingles(text):
     w = re.findall(r"\w+", text.lower())
@@ -133,24 +140,25 @@ def distinct(docs):
 @given(documents())
 def test_split(docs):
     assume(distinct(docs) >= 3)
-    side = sides(docs)
-    assert set(side.values()) == {0, 1, 2} and len(side) == len(docs) # every document is somewhere, no side is empty
-    for i, j in twins(docs): assert side[docs[i].name] == side[docs[j].name]
+    split_of = splits_of(docs)
+    assert set(split_of.values()) == {0, 1, 2} # no split is empty
+    assert len(split_of) == len(docs) # every document is somewhere
+    for i, j in twins(docs): assert split_of[docs[i].name] == split_of[docs[j].name]
     for a, b in combinations(docs, 2):
-        if a.text == b.text: assert side[a.name] == side[b.name]
+        if a.text == b.text: assert split_of[a.name] == split_of[b.name]
 
 @given(documents(), st.randoms())
 def test_split_does_not_depend_on_the_order(docs, random):
     assume(distinct(docs) >= 3)
     shuffled = random.sample(docs, len(docs))
-    assert sides(docs) == sides(shuffled)
+    assert splits_of(docs) == splits_of(shuffled)
 
 @given(documents(anchors=True), st.integers(1, 20))
 def test_split_is_unchanged_by_new_documents(docs, n):
-    "Where the hash leaves no side empty"
-    before = sides(docs)
+    "Where the hash leaves no split empty"
+    before = splits_of(docs)
     assert [before[a] for a in ANCHORS] == [0, 1, 2]
-    after = sides([*(Document(f"new {i}", story(("new", i), 40)) for i in range(n)), *docs])
+    after = splits_of([*(Document(f"new {i}", story(("new", i), 40)) for i in range(n)), *docs])
     assert {k: after[k] for k in before} == before
 
 @given(documents())
@@ -160,7 +168,8 @@ def test_too_few_documents(docs):
 
 small = st.lists(st.sampled_from("a b c".split()), max_size=30).map(" ".join)
 
-@given(st.lists(small | st.integers(0, 5).map(lambda i: story(i, 40)), min_size=1, max_size=8), st.sampled_from([.1, .25, .5, 1.]))
+@given(st.lists(small | st.integers(0, 5).map(lambda i: story(i, 40)), min_size=1, max_size=8),
+       st.sampled_from([.1, .25, .5, 1.]))
 def test_near_duplicates(texts, overlap):
     "The pairs, and their shares, of a brute-force count"
     found = {(i, j): s for i, j, s in near_duplicates(texts, overlap)}
@@ -171,11 +180,13 @@ def test_near_duplicates(texts, overlap):
 def test_many_documents_with_one_passage(n, k):
     "More of them than are compared pair by pair"
     passage = story(("passage", k), 40)
-    docs = [Document(f"{i}", passage + " " + story(("own", i), 20)) for i in range(n)] + [Document(f"other {i}", story(("other", i), 40)) for i in range(5)]
-    side = sides(docs)
-    assert len({side[f"{i}"] for i in range(n)}) == 1
+    docs = [Document(f"{i}", passage + " " + story(("own", i), 20))
+            for i in range(n)] + [Document(f"other {i}", story(("other", i), 40)) for i in range(5)]
+    split_of = splits_of(docs)
+    assert len({split_of[f"{i}"] for i in range(n)}) == 1
 
-pieces = st.lists(st.sampled_from(["word", "\n\n", "\n", " ", "\u2003", "x"*30, "\U0001f642", ". "]) | unicode, max_size=60).map("".join)
+pieces = st.lists(st.sampled_from(["word", "\n\n", "\n", " ", "\u2003", "x"*30, "\U0001f642", ". "]) | unicode,
+                  max_size=60).map("".join)
 
 @given(pieces, st.integers(1, 60))
 @example("x"*100, 10)
@@ -189,16 +200,17 @@ def test_cut_blocks(text, size):
 # ---- windows ----
 
 def ribbon(lengths, other=5):
-    "A store whose training side is the numbers from `other` on, in documents of the given lengths; the pad is -1"
+    "A store whose training split is the numbers from `other` on, in documents of the given lengths; the pad is -1"
     offsets = np.cumsum([0, other, *lengths])
     tokens = np.arange(offsets[-1])
-    return SimpleNamespace(tokens=tokens, offsets=offsets, side=lambda s: tokens[offsets[1]:], documents=lambda s: offsets[1:], meta=dict(pad=-1, sep=-2))
+    return SimpleNamespace(tokens=tokens, offsets=offsets, split=lambda s: tokens[offsets[1]:],
+                           documents=lambda s: offsets[1:], meta=dict(pad=-1, sep=-2))
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 @given(lengths, st.integers(1, 20), st.integers(0, 2), st.integers(0, 3))
 def test_packed_windows(docs, length, seed, epoch):
-    "An epoch reads every window once: slices of the side, side by side, that leave less than two windows out"
+    "An epoch reads every window once: slices of the split, one after the other, that leave less than two windows out"
     assume(sum(docs) >= length)
     store = ribbon(docs)
     w = Loader(store, length, 4, seed=seed).window
@@ -209,7 +221,8 @@ def test_packed_windows(docs, length, seed, epoch):
     assert 5 <= starts[0] and x.max() < 5 + sum(docs)
     assert sum(docs) - x.size < 2*length
 
-@given(lengths, st.integers(1, 8), st.integers(1, 6), st.sampled_from(["packed", "streams", "pairs"]), st.integers(0, 5), st.data())
+@given(lengths, st.integers(1, 8), st.integers(1, 6), st.sampled_from(["packed", "streams", "pairs"]),
+       st.integers(0, 5), st.data())
 def test_rows_do_not_depend_on_the_processes(docs, length, world, layout, step, draw):
     "Rank r of w reads rows r::w of the global batch; sample number n is the same in any batch"
     batch = draw.draw(st.integers(1, 12))
@@ -243,11 +256,13 @@ def test_streams(docs, length, batch, epoch, segment):
     assume(segments >= batch and sum(docs) >= length)
     loader = Loader(store, length, batch, seed=1, layout="streams", segment=segment)
     steps, bounds, seen = segments//batch, set(store.documents("train").tolist()), []
-    begins = {a for i, j in zip(store.offsets[1:], store.offsets[2:]) for a in range(i, j, length*segment)} if segment else bounds
+    begins = {a for i, j in zip(store.offsets[1:], store.offsets[2:])
+              for a in range(i, j, length*segment)} if segment else bounds
     rows = [[] for _ in range(batch)]
     for step in range(epoch*steps, (epoch + 1)*steps):
         b = loader.batch(step)
-        assert (store.offsets[b.document] <= b.x[:, 0].numpy()).all() and (b.x[:, 0].numpy() < store.offsets[b.document + 1]).all()
+        assert (store.offsets[b.document] <= b.x[:, 0].numpy()).all()
+        assert (b.x[:, 0].numpy() < store.offsets[b.document + 1]).all()
         for row, x, start in zip(rows, b.x.tolist(), b.start.tolist()): row.append((x, start))
     for row in rows:
         at = None
@@ -271,7 +286,9 @@ def test_pairs(docs, length, epoch):
         x = w(epoch*w.n + i)[0]
         assert len(x) == length and x[length//2] == -2
         rest = np.delete(x, length//2)
-        assert (np.diff(rest) == 1).all() and np.searchsorted(bounds, rest[0], "right") == np.searchsorted(bounds, rest[-1], "right") # in one document
+        # in one document
+        assert (np.diff(rest) == 1).all()
+        assert np.searchsorted(bounds, rest[0], "right") == np.searchsorted(bounds, rest[-1], "right")
 
 @given(lengths, st.integers(1, 20))
 def test_eval_windows(docs, length):
@@ -288,13 +305,13 @@ def docs_of(n, seed=0): return [Document(f"{seed}-{i}", story((seed, i), 50)) fo
 @given(st.integers(3, 20), st.integers(0, 3))
 @settings(max_examples=20)
 def test_store(tok, tmp_path_factory, n, seed):
-    "Every document stands in it whole, with [EOS] behind it, on the side that `split` gave it"
+    "Every document stands in it whole, with [EOS] after it, in the split that `split` gave it"
     docs, cache = docs_of(n, seed), tmp_path_factory.mktemp("cache")
     store = token_store(corpus(docs), tok, cache)
     want, names = dict(zip([d.name for d in docs], split(corpus(docs)))), store.names()
     k = 0
-    for i, side in enumerate(splits.SPLITS):
-        for a, b in zip(store.documents(side)[:-1], store.documents(side)[1:]):
+    for i, name in enumerate(splits.SPLITS):
+        for a, b in zip(store.documents(name)[:-1], store.documents(name)[1:]):
             text = next(d.text for d in docs if d.name == names[k])
             assert store.tokens[b - 1] == tok.eos and tok.decode(store.tokens[a:b - 1]) == text
             assert want[names[k]] == i and store.n_bytes[k] == len(text.encode())
@@ -304,7 +321,8 @@ def test_store(tok, tmp_path_factory, n, seed):
 def test_another_text_or_tokenizer_is_another_store(tok, tmp_path):
     docs = docs_of(5)
     paths = [token_store(corpus(d), t, tmp_path).path for d, t in (
-        (docs, tok), (docs, tok), (docs[:4], tok), ([*docs[:4], docs[4]._replace(text=docs[4].text + " ")], tok), (docs, train_bpe(["other text"], 300)))]
+        (docs, tok), (docs, tok), (docs[:4], tok), ([*docs[:4], docs[4]._replace(text=docs[4].text + " ")], tok),
+        (docs, train_bpe(["other text"], 300)))]
     assert paths[0] == paths[1] and len(set(paths)) == 4
     assert all((p/"meta.json").exists() for p in paths)
 
@@ -332,8 +350,10 @@ print(store.path.name, digest(store.path/"tokens.bin"), tok.fingerprint)
 """
 
 def test_two_processes_build_a_store_at_once(tmp_path, book):
-    run = [subprocess.Popen([sys.executable, "-c", BUILD, str(i), str(tmp_path), str(book)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
-    while not all((tmp_path/f"ready{i}").exists() for i in range(2)) and None in [p.poll() for p in run]: time.sleep(.01)
+    run = [subprocess.Popen([sys.executable, "-c", BUILD, str(i), str(tmp_path), str(book)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    while not all((tmp_path/f"ready{i}").exists() for i in range(2)) and None in [p.poll() for p in run]:
+        time.sleep(.01)
     (tmp_path/"go").touch()
     (a, ea), (b, eb) = [p.communicate(timeout=240) for p in run]
     assert [p.returncode for p in run] == [0, 0], ea + eb
@@ -344,12 +364,13 @@ def test_two_processes_build_a_store_at_once(tmp_path, book):
 powers = st.floats(.2, 5)
 ends = st.tuples(st.floats(0, .45), st.floats(.55, 1))
 
-@given(st.sampled_from(SCHEDULES), powers, ends)
+@given(st.sampled_from([*SCHEDULES]), powers, ends)
 def test_schedule(name, power, clip):
     s, t = make_schedule(name, power, *clip), torch.linspace(0, 1, 201, dtype=torch.float64)
     m = s.m(t)
     low, high = clip if name == "clipped" else (0, 1)
-    assert (m.diff() >= 0).all() and m[0].item() == pytest.approx(low, abs=1e-9) and m[-1].item() == pytest.approx(high, abs=1e-9)
+    assert (m.diff() >= 0).all() and m[0].item() == pytest.approx(low, abs=1e-9)
+    assert m[-1].item() == pytest.approx(high, abs=1e-9)
     assert s.proper == (name != "clipped" or clip == (0, 1))
     inner = t[1:-1]
     assert torch.allclose(s.t_of(s.m(inner)), inner, atol=1e-6)
@@ -376,7 +397,8 @@ def test_mask_count(b, l, seed, ties):
 @given(st.integers(1, 40), st.floats(0, 1, exclude_max=True))
 def test_stratified_times(n, u):
     t = schedule.stratified_times(n, u)
-    assert t.dtype == torch.float64 and (0 < t).all() and (t <= 1).all() and torch.allclose(t.sort().values.diff()*n, torch.ones(n - 1, dtype=t.dtype))
+    assert t.dtype == torch.float64 and (0 < t).all() and (t <= 1).all()
+    assert torch.allclose(t.sort().values.diff()*n, torch.ones(n - 1, dtype=t.dtype))
 
 # ---- sampling ----
 
@@ -387,14 +409,26 @@ def random_model(causal=False):
     return randomize_(m, std=.5).double().eval() # far from uniform, and not blind to its context
 
 MODEL, CAUSAL = random_model(), random_model(True)
-options = st.fixed_dictionaries(dict(steps=st.integers(1, 15), grid_name=st.sampled_from([*GRIDS]), seed=st.integers(0, 9), temperature=st.sampled_from([0, .3, 1, 2.5, (1, .2), (0, 2)]),
-                                     top_k=st.sampled_from([None, 1, 3, 1000]), top_p=st.sampled_from([None, .01, .5, 1.]), repetition=st.sampled_from([1, 1.5, .7])))
-blocks = st.sampled_from([{}, {}, {"block": 1}, {"block": 5}, {"block": 5, "cache": "prefix"}, {"block": 4, "cache": "dual"}, {"block": 99, "cache": "dual"}])
-own = {"remdm": st.fixed_dictionaries({"eta": st.sampled_from([0, .1, 1]), "kind": st.sampled_from(["cap", "rescale", "loop"])}) | st.just({"kind": "confidence"}),
-       "predictor-corrector": st.fixed_dictionaries({"eta": st.sampled_from([0, .3, 1]), "correct": st.integers(0, 3)}), "threshold": st.fixed_dictionaries({"tau": st.sampled_from([0, .1, 1])}),
-       "factor": st.fixed_dictionaries({"factor": st.sampled_from([.1, 1, 50])}), "entropy-bounded": st.fixed_dictionaries({"gamma": st.sampled_from([0, 1, 50])})}
+options = st.fixed_dictionaries(dict(steps=st.integers(1, 15), grid_name=st.sampled_from([*GRIDS]),
+                                     seed=st.integers(0, 9),
+                                     temperature=st.sampled_from([0, .3, 1, 2.5, (1, .2), (0, 2)]),
+                                     top_k=st.sampled_from([None, 1, 3, 1000]),
+                                     top_p=st.sampled_from([None, .01, .5, 1.]),
+                                     repetition=st.sampled_from([1, 1.5, .7])))
+blocks = st.sampled_from([{}, {}, {"block": 1}, {"block": 5}, {"block": 5, "cache": "prefix"},
+                          {"block": 4, "cache": "dual"}, {"block": 99, "cache": "dual"}])
+own = {"remdm": st.fixed_dictionaries({"eta": st.sampled_from([0, .1, 1]),
+                                       "kind": st.sampled_from(["cap", "rescale", "loop"])})
+       | st.just({"kind": "confidence"}),
+       "predictor-corrector": st.fixed_dictionaries({"eta": st.sampled_from([0, .3, 1]),
+                                                     "correct": st.integers(0, 3)}),
+       "threshold": st.fixed_dictionaries({"tau": st.sampled_from([0, .1, 1])}),
+       "factor": st.fixed_dictionaries({"factor": st.sampled_from([.1, 1, 50])}),
+       "entropy-bounded": st.fixed_dictionaries({"gamma": st.sampled_from([0, 1, 50])})}
 samplers = st.sampled_from([*SAMPLERS]).flatmap(lambda s: st.tuples(st.just(s), own.get(s, st.just({}))))
-templates = st.integers(1, 4).flatmap(lambda b: st.lists(st.lists(st.sampled_from([1, 1, 1, *range(3, 12)]), min_size=L, max_size=L), min_size=b, max_size=b)).map(torch.tensor)
+templates = st.integers(1, 4).flatmap(lambda b: st.lists(st.lists(st.sampled_from([1, 1, 1, *range(3, 12)]),
+                                                                  min_size=L, max_size=L), min_size=b,
+                                                         max_size=b)).map(torch.tensor)
 
 def check_denoise(model, x, **kw):
     x0, was, frames = x.clone(), x == model.mask, list(denoise(model, x, **kw))
@@ -402,7 +436,8 @@ def check_denoise(model, x, **kw):
     before = x
     forgets = kw.get("sampler") in ("remdm", "predictor-corrector")
     for f in frames: # what is revealed stays, or is masked again
-        assert ((f.x == before) | f.new | forgets & was & (f.x == model.mask)).all() and ((before == model.mask) | ~f.new).all()
+        assert ((f.x == before) | f.new | forgets & was & (f.x == model.mask)).all()
+        assert ((before == model.mask) | ~f.new).all()
         before = f.x
     assert not (f.x == model.mask).any() and torch.equal(f.x[~was], x[~was])
     assert not torch.isin(f.x[was], torch.tensor([model.pad, model.mask, model.bos])).any() # which cannot occur
@@ -419,14 +454,16 @@ def test_denoise(x, sampler, kw, blocks):
     if "block" in blocks: out = sample(MODEL, x, **kw)
     for r in range(len(x)): assert torch.equal(sample(MODEL, x[r:r + 1], rows=[r], **kw), out[r:r + 1])
 
-@given(st.lists(st.integers(0, L), min_size=1, max_size=4), st.sampled_from(["ancestral", "left-to-right"]), options, st.integers(0, 99))
+@given(st.lists(st.integers(0, L), min_size=1, max_size=4), st.sampled_from(["ancestral", "left-to-right"]),
+       options, st.integers(0, 99))
 @settings(max_examples=60)
 def test_denoise_causal(given_tokens, sampler, kw, seed):
     "The same for an autoregressive model, with its cache, for prompts of different lengths"
     x = torch.full((len(given_tokens), L), 1)
     for row, n in zip(x, given_tokens): row[:n] = torch.from_numpy(rng(seed).integers(5, V, n))
     out = check_denoise(CAUSAL, x, sampler=sampler, **kw)
-    for r in range(len(x)): assert torch.equal(sample(CAUSAL, x[r:r + 1], sampler=sampler, rows=[r], **kw), out[r:r + 1])
+    for r in range(len(x)):
+        assert torch.equal(sample(CAUSAL, x[r:r + 1], sampler=sampler, rows=[r], **kw), out[r:r + 1])
 
 @given(templates)
 def test_causal_model_refuses_holes(x):
@@ -446,7 +483,8 @@ keys = st.lists(st.integers(-2**70, 2**70) | st.text(max_size=5) | st.booleans()
 
 @given(keys, keys)
 def test_rng_is_a_function_of_its_key(a, b):
-    torch.manual_seed(len(a)); np.random.seed(len(b)) # nothing else plays a part
+    torch.manual_seed(len(a))
+    np.random.seed(len(b)) # nothing else plays a part
     x, y = rng(*a).random(4), rng(*b).random(4)
     assert (rng(*a).random(4) == x).all()
     assert (x == y).all() == (repr(a) == repr(b))
@@ -507,7 +545,8 @@ def test_flipped_bits_of_a_folder_are_found(tmp_path):
         f.write_bytes(whole)
     assert damage(path) is None
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**60, 2**60) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**60, 2**60)
+                           | st.floats(allow_nan=False, allow_infinity=False) | texts,
                            lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=8)
 
 @given(st.lists(st.dictionaries(texts, json_values, max_size=3), max_size=4))
@@ -525,5 +564,6 @@ def test_jsonl(tmp_path_factory, records):
 @given(json_values)
 def test_json_file(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("j")/"x.json"
-    write_json(path, {"value": value, "nan": float("nan"), "inf": np.float32("inf"), "n": np.int64(3), "t": torch.tensor(.5)})
+    write_json(path, {"value": value, "nan": float("nan"), "inf": np.float32("inf"), "n": np.int64(3),
+                      "t": torch.tensor(.5)})
     assert read_json(path) == {"value": value, "nan": None, "inf": None, "n": 3, "t": .5}

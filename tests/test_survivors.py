@@ -27,13 +27,14 @@ from diffusion_lm.models.thought_model import StackedDiffusionModel3D, ThoughtOb
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig, randomize_
 from diffusion_lm.sampling.policies import Ancestral, PredictorCorrector, ReMDM, Step
 from diffusion_lm.text.store import Batch, prepare
+from diffusion_lm.theory.denoiser import NOTHING, Denoiser
 from diffusion_lm.theory.objective import NoiseConfig, Objective, token_nll
 from diffusion_lm.theory.oracle import ToyLanguage
 from diffusion_lm.theory.schedule import grid, information_grid
 from diffusion_lm.training.callbacks import Awaken, MaskRange, Validate
 from diffusion_lm.training.checkpoint import EMA, Checkpoint
 from diffusion_lm.training.curriculum import Curriculum, CurriculumConfig, Stage
-from diffusion_lm.training.learner import Callback, Learner, TrainConfig, lr_factor, make_optimizers
+from diffusion_lm.training.learner import Best, Callback, Learner, StageSpan, TrainConfig, lr_factor, make_optimizers
 from diffusion_lm.training.recipe import load_config
 from diffusion_lm.weights import load_weights
 
@@ -149,10 +150,10 @@ def test_betas_and_rates_of_the_optimizers():
     assert {tuple(g["betas"]) for g in adamw.param_groups} == {(.9, .95)} and {g["lr"] for o in (adamw, muon) for g in o.param_groups} == {.007}
     assert all(g["adjust_lr_fn"] == "match_rms_adamw" for g in muon.param_groups) # one learning rate serves both
 
-def test_shares_move_the_times():
-    "A curriculum's range of masked shares, [low, high], is where times between 0 and 1 go"
+def test_mask_ratios_move_the_times():
+    "A curriculum's range of mask ratios, [low, high], is where times between 0 and 1 go"
     learn = learner()
-    learn.shares = .2, .6
+    learn.mask_range = .2, .6
     (x, t, *_), = learn._split(b := Batches().batch(0))
     assert torch.allclose(t, .2 + .4*b.t) and torch.equal(x, b.x)
 
@@ -161,27 +162,27 @@ def test_shares_move_the_times():
 def stand_in(step=0, steps=11, **kw):
     "As much of a learner as a callback looks at"
     return SimpleNamespace(**{"step": step, "cfg": TrainConfig(steps=steps, eval_every=5), "best": None, "stage": None, "skipped": False, "notes": (notes := []),
-                              "note": lambda **r: notes.append(r), "shares": None, "read_from": lambda loader: None, "done": False, **kw})
+                              "note": lambda **r: notes.append(r), "mask_range": (0., 1.), "read_from": lambda loader: None, "done": False, **kw})
 
 def test_masks_widen_line_by_line():
     learn, c = stand_in(), MaskRange(NoiseConfig(progress="linear", low=.2, high=.7))
     c.before_fit(learn)
-    seen = [learn.shares]
-    for learn.step in range(1, 11): c.after_step(learn); seen.append(learn.shares)
+    seen = [learn.mask_range]
+    for learn.step in range(1, 11): c.after_step(learn); seen.append(learn.mask_range)
     assert np.allclose(seen, [(0., .2 + .05*i) for i in range(11)]) # the last step has all of it
 
 def test_masks_widen_where_nothing_improves():
     learn, c = stand_in(steps=40), MaskRange(NoiseConfig(progress="adaptive", low=.2, high=.45))
     c.before_fit(learn)
     for learn.step, best in ((5, 5), (7, 5), (10, 5), (15, 15), (20, 15), (25, 15)): # of evaluations every 5 steps, those at 10, 20 and 25 were no better
-        learn.best = (1., best)
+        learn.best = Best(1., best)
         c.after_step(learn)
-    assert np.allclose([n["mask_range"][1] for n in learn.notes], [.3, .4, .45]) and np.allclose(learn.shares, (0., .45))
+    assert np.allclose([n["mask_range"][1] for n in learn.notes], [.3, .4, .45]) and np.allclose(learn.mask_range, (0., .45))
 
 def test_random_ranges_are_ranges():
     learn, c = stand_in(steps=200), MaskRange(NoiseConfig(progress="random", low=.2, high=.7), seed=3)
     seen = []
-    for learn.step in range(200): c.narrow(learn); seen.append(learn.shares)
+    for learn.step in range(200): c.narrow(learn); seen.append(learn.mask_range)
     lo, hi = np.array(seen).T
     assert (lo < hi).all() and lo.min() < .22 and hi.max() > .68 and lo.min() >= .2 and hi.max() <= .7 and abs(np.mean(seen) - .45) < .02
 
@@ -195,10 +196,10 @@ def test_when_thoughts_awake():
 def test_early_stop_counts_evaluations():
     c = Validate.__new__(Validate)
     cfg = replace(TrainConfig(), steps=100, eval_every=5, early_stop=3)
-    enough = lambda step, best, stage=None: c.enough(stand_in(step, cfg=cfg, best=(1., best), stage=stage))
+    enough = lambda step, best, stage=None: c.enough(stand_in(step, cfg=cfg, best=Best(1., best), stage=stage))
     assert [enough(s, 10) for s in (20, 24, 25)] == [False, False, True] # three after the best
-    assert not enough(90, 10, ("a", 0, 95, True)) and [enough(s, 10, ("b", 30, 95, False)) for s in (44, 45)] == [False, True] # only in the last stage, from its beginning on
-    assert not c.enough(stand_in(90, cfg=replace(cfg, early_stop=None), best=(1., 10)))
+    assert not enough(90, 10, StageSpan("a", 0, 95, False)) and [enough(s, 10, StageSpan("b", 30, 95, True)) for s in (44, 45)] == [False, True] # only in the last stage, from its beginning on
+    assert not c.enough(stand_in(90, cfg=replace(cfg, early_stop=None), best=Best(1., 10)))
 
 # ---- a curriculum ----
 
@@ -212,7 +213,7 @@ def run_stages(c, learn, losses=None):
     c.before_fit(learn)
     seen = []
     for i in range(learn.cfg.steps):
-        seen.append((learn.stage[0], *(round(float(v), 6) for v in learn.shares)))
+        seen.append((learn.stage.name, *(round(float(v), 6) for v in learn.mask_range)))
         learn.step, learn.loss = i + 1, torch.tensor(1. if losses is None else losses[i])
         c.after_step(learn)
     return seen
@@ -411,10 +412,11 @@ def test_steering_goes_a_step_of_the_size_asked_for():
 
 # ---- figures ----
 
-class Even(torch.nn.Module):
+class Even(Denoiser):
     "Gives each of seven tokens the same probability"
-    vocab_size, pad, mask, bos, causal = 12, 0, 1, 2, False
-    def features(self, x, t=None, **kw): return torch.zeros(*x.shape, 12).index_fill(-1, torch.arange(5), -torch.inf), None
+    def __init__(self): super().__init__(12, (0, 1, 2, 3, 4))
+    def features(self, x, t=None, **kw):
+        return torch.zeros(*x.shape, 12).index_fill(-1, torch.arange(5), -torch.inf), NOTHING
     def head(self, h): return h
 
 def test_bands_of_the_masked_share():

@@ -15,13 +15,12 @@ from fastcore.basics import patch
 
 from ..core import UserError, autocast, unknown
 from ..files import owner, unknown_key
-from ..lm import _words
+from ..lm import as_words
 from ..models.thought import Thoughts, between, newest_first
 from ..models.thought_model import fingerprint, revived
 from ..sampling.player import denoising_player
-from ..sampling.policies import check_shape, make_policy
 from ..sampling.repair import repair
-from ..sampling.sampler import denoise
+from ..sampling.sampler import PLAIN, denoise
 from ..weights import read_weights, save_weights
 
 # %% ../../nbs/deploy/94_chat.ipynb #0006
@@ -50,13 +49,13 @@ class Chat:
                  steps=32,             # denoising steps of an answer
                  sampler=None,         # ancestral, or left-to-right where the model is autoregressive
                  temperature=.8, seed=0):
-        self.lm, self.model, self.thinks = lm, lm.model, getattr(lm.model, "thought", None) is not None
+        self.lm, self.model, self.thinks = lm, lm.model, lm.model.thought is not None
         most = 4096 if self.model.block else lm.length - 1
         self.length, self.steps, self.temperature, self.seed = min(48, (most + 1)//2) if length is None else length, steps, temperature, seed
         self.sampler = sampler or ("left-to-right" if lm.model.causal else "ancestral")
         if not 1 <= self.length <= most: raise UserError(f"length must be between 1 and {most}, got {self.length}")
         if not 1 <= steps <= 1 << 16: raise UserError(f"steps must be between 1 and {1 << 16}, got {steps}")
-        make_policy(self.sampler); check_shape(temperature) # complain about both now
+        PLAIN.but(sampler=self.sampler, temperature=temperature).check()
         if lm.model.causal and self.sampler != "left-to-right": raise UserError(f"an autoregressive model samples left-to-right, not by '{self.sampler}'")
 
     def begin(self):
@@ -65,7 +64,7 @@ class Chat:
 
     def text(self, turn):
         "The answer of a turn; what is still masked shows as ░"
-        return self.lm._text(list(turn.tokens), hole="░")
+        return self.lm.text(list(turn.tokens), hole="░")
 
     @torch.no_grad()
     def read(self, talk, ids): # more tokens of the talk
@@ -90,11 +89,11 @@ def say(self:Chat, talk, prompt,
     "Yield the `Talk` after every step; the last is the one to go on with"
     tok, (s, asked) = self.lm.tokenizer, self.asked(talk, prompt)
     x = torch.tensor([[*asked, *[tok.mask]*self.length]], device=self.lm.home)
-    if toward: s = self._steer(s, x, _words(toward, "toward"))
+    if toward: s = self._steer(s, x, as_words(toward, "toward"))
     turn = Turn(prompt, attempt, (), (), (), talk.tail, talk.thoughts)
     n, when = len(asked), torch.zeros(self.length, dtype=torch.long)
     with autocast(self.lm.device, self.lm.dtype):
-        for f in denoise(self.model, x, self.sampler, self.steps, seed=f"{self.seed} talk {len(talk.turns)} {attempt}", temperature=self.temperature, stop=tok.eos, thoughts=s):
+        for f in denoise(self.model, x, sampler=self.sampler, steps=self.steps, seed=f"{self.seed} talk {len(talk.turns)} {attempt}", temperature=self.temperature, stop=tok.eos, thoughts=s):
             ids, new = f.x[0, n:].tolist(), f.new[0, n:].cpu()
             when[new] = f.i
             if tok.eos in ids: ids = ids[:ids.index(tok.eos)]
@@ -274,7 +273,7 @@ def steps_text(self:Chat, talk, lines=8):
 def player(self:Chat, talk):
     "What `denoising_player` shows of the last answer"
     turn, _ = self._last(talk)
-    return dict(label=f"prompt: “{turn.prompt}”", sampler=self.sampler, seed=self.seed, steps=max(1, *turn.when), tokens=self.lm._pieces(list(turn.tokens)), when=list(turn.when), p=list(turn.p))
+    return dict(label=f"prompt: “{turn.prompt}”", sampler=self.sampler, seed=self.seed, steps=max(1, *turn.when), tokens=self.lm.pieces(list(turn.tokens)), when=list(turn.when), p=list(turn.p))
 
 @patch
 def page(self:Chat, talk):

@@ -31,8 +31,9 @@ from ..files import atomic, digest, digest_of, follow, owner, read_json, refill_
 from ..models.block import block_mask
 from ..models.thought import Thoughts
 from ..models.thought_model import StackedDiffusionModel3D
-from ..models.transformer import BaselineDreamModel, State, n_params
+from ..models.transformer import BaselineDreamModel, n_params
 from ..sampling.player import trace
+from ..theory.denoiser import Carry, Denoiser
 from ..theory.schedule import per_token
 
 # %% ../../nbs/deploy/90_export.ipynb #0006
@@ -142,7 +143,7 @@ def open_graph(path, threads=None): # as many as PyTorch uses, if not given
 # %% ../../nbs/deploy/90_export.ipynb #000f
 def kind_of(model):
     "thought, block, ar or denoiser"
-    return "thought" if getattr(model, "thought", None) else "block" if model.block else "ar" if model.causal else "denoiser"
+    return "thought" if model.thought else "block" if model.block else "ar" if model.causal else "denoiser"
 
 def graphs(model):
     "Graph → (module, its inputs as `to_onnx` takes them, names of its outputs)"
@@ -209,37 +210,44 @@ def quantize(src, dst, calibration=None): # a list of inputs, name -> array, on 
     return open_graph(dst)
 
 # %% ../../nbs/deploy/90_export.ipynb #0015
-class OnnxModel(nn.Module):
+class OnnxModel(Denoiser):
     "Graphs in place of the model that they were made from"
     def __init__(self, model, sessions): # graph → session
-        super().__init__()
-        self.model, self.sessions = model, sessions
-        for k in ("config", "block", "causal", "pad", "mask", "bos", "specials", "vocab_size"): setattr(self, k, getattr(model, k))
-        self.thought, self.stateful = getattr(model, "thought", None), getattr(model, "stateful", False)
+        super().__init__(model.vocab_size, model.specials)
+        self.model, self.sessions, self.config = model, sessions, model.config
+        self.causal, self.block, self.thought, self.stateful = model.causal, model.block, model.thought, model.stateful
+
+    # What differs by kind is what the model's own kind does, with the graphs in place of its layers
+    def spans(self, *args): return type(self.model).spans(self, *args)
+    def read_step(self, *args): return type(self.model).read_step(self, *args)
+    def rewind(self, carry): return type(self.model).rewind(self, carry)
+    def check_cache(self, options): type(self.model).check_cache(self, options)
+    def _in_reach(self, *args): return type(self.model)._in_reach(self, *args)
 
     def run(self, graph, **inputs): return [torch.from_numpy(z) for z in self.sessions[graph].run(None, {k: np.ascontiguousarray(v) for k, v in inputs.items()})]
     def head(self, h): return h
 
     def features(self, x, t=None, *, pos=None, mask=None, cache=None, memory=None, latent=None):
-        "Logits (b,l,V) in place of hidden states, and the `State`"
+        "Logits (b,l,V) in place of hidden states, and the `Carry`"
         (b, l), c, at = x.shape, self.config, torch.arange(x.numel())
         shaped = lambda z: z.view(b, l, -1)
         if memory is not None:
             more = {"latent": torch.zeros(b, l, c.width) if latent is None else latent} if self.stateful else {}
             logits, *latent = self.run("passage", ids=x, at=at, **memory._asdict(), **more)
-            return shaped(logits), State(thoughts=memory, latent=latent[0] if latent else None)
-        if not self.block and not self.causal: return shaped(self.run("model", ids=x, at=at)[0]), State()
+            return shaped(logits), Carry(thoughts=memory, latent=latent[0] if latent else None)
+        if not self.block and not self.causal: return shaped(self.run("model", ids=x, at=at)[0]), Carry()
         past = torch.zeros(2*c.layers, b, 0, c.heads, c.width//c.heads) if cache is None else torch.stack([z for side in zip(*cache) for z in side])
         logits, new = self.run("block", ids=x, pos=torch.arange(past.shape[2], past.shape[2] + l) if pos is None else pos, cache=past, at=at)
         whole = torch.cat([past, new], 2)
-        return shaped(logits), State(cache=[*zip(*whole.chunk(2))])
+        return shaped(logits), Carry(cache=[*zip(*whole.chunk(2))])
 
     def begin(self, b): return self.model.begin(b)
     def remember(self, x, s): return Thoughts(*self.run("write", ids=x, **s._asdict()))
     study = StackedDiffusionModel3D.study
 
-    def two_streams(self, x, masked, t=None):
-        "Logits (b,l,V) of each block with its masked tokens hidden and what is before it clean"
+    def hidden(self, x, masked, t=None):
+        "Logits (b,l,V); in blocks, with the masked tokens of each hidden and what is before it clean"
+        if not self.block: return super().hidden(x, masked, t)
         out, s, hidden = [], self.begin(len(x)) if self.thought else None, torch.where(masked, self.mask, x)
         for i in range(0, x.shape[1], self.block):
             j = i + self.block
@@ -333,7 +341,7 @@ def export_lm(lm,            # a DiffusionLM
         (folder/"runtime.py").write_text(resources.files("diffusion_lm").joinpath("deploy/runtime.py").read_text(encoding="utf-8"), encoding="utf-8")
         if kind == "thought": np.savez(folder/"thoughts.npz", **{k: v.detach().numpy() for k, v in model.begin(1)._asdict().items()})
         about = {"format": "diffusion_lm export", "version": 1, "name": lm.name, "kind": kind, **about, "config": asdict(model.config), "vocab_size": len(lm.tokenizer), "length": model.config.length,
-                 "block": model.block, "carries": getattr(model, "stateful", False), "specials": dict(zip(("pad", "mask", "bos", "eos", "sep"), lm.tokenizer.specials)), "tokenizer": lm.tokenizer.fingerprint,
+                 "block": model.block, "carries": model.stateful, "specials": dict(zip(("pad", "mask", "bos", "eos", "sep"), lm.tokenizer.specials)), "tokenizer": lm.tokenizer.fingerprint,
                  "sampler": {"sampler": "left-to-right" if kind == "ar" else "ancestral", "steps": 64, "temperature": 1.}, "parameters": n_params(model),
                  "versions": {"diffusion_lm": __version__} | {n: metadata.version(n) for n in ("torch", "onnx", "onnxruntime") if format == "onnx" or n == "torch"},
                  "digests": {f.name: digest(f) for f in sorted(folder.iterdir())}}

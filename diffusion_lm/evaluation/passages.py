@@ -14,7 +14,6 @@ import torch
 
 from ..core import UserError, autocast, rng, unknown
 from .metrics import _pass, estimate_ratio
-from ..theory.objective import real_keys
 
 # %% ../../nbs/evaluation/51_passages.ipynb #0006
 def segments(tokens, offsets, # a side's tokens, and the bounds of its documents in it (docs+1,), starting at 0
@@ -57,7 +56,7 @@ def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
                    draws=4, seed=0, dtype=torch.float32, progress=lambda it: it):
     "Nats of each passage (n,passages), a mean over the draws"
     if memory not in MEMORY: raise unknown("memory", memory, MEMORY)
-    size, thinks = size or model.block or model.config.length, getattr(model, "thought", None)
+    size, thinks = size or model.block or model.config.length, model.thought
     if x.shape[1] % size: raise UserError(f"stretches of {x.shape[1]} tokens cannot be cut into passages of {size}")
     device, training, out = next(model.parameters(), x).device, model.training, []
     x, s = x.to(device), None
@@ -67,13 +66,13 @@ def score_passages(model, x, doc,     # stretches (n,l) and their documents (n,)
         xk, g = x[:, k*size:(k + 1)*size], [rng(seed, "passage", i, k) for i in range(len(x))]
         start, total = np.array([r.random() for r in g]), torch.zeros(len(x), dtype=torch.float64)
         given = _remembered(model, s, memory, doc, seed, k) if thinks else None
-        def read(model, y, masked, share):
+        def read(y, masked, share):
             if model.block and not thinks: # two blocks at once; of the first passage of all, only itself is seen
-                if k == 0: return model.two_streams(x[:, :2*size], torch.cat([masked, torch.zeros_like(masked)], 1), None)[:, :size]
-                return model.two_streams(x[:, (k - 1)*size:(k + 1)*size], torch.cat([torch.zeros_like(masked), masked], 1), None)[:, size:]
+                if k == 0: return model.hidden(x[:, :2*size], torch.cat([masked, torch.zeros_like(masked)], 1), None)[:, :size]
+                return model.hidden(x[:, (k - 1)*size:(k + 1)*size], torch.cat([torch.zeros_like(masked), masked], 1), None)[:, size:]
             hidden = torch.where(masked, model.mask, y)
             if prefix is not None: hidden = torch.cat([prefix.to(device), hidden], 1)
-            return model.features(hidden, share.flatten(), mask=real_keys(model, hidden), memory=given)[0][:, -size:]
+            return model.features(hidden, share.flatten(), mask=model.real_keys(hidden), memory=given)[0][:, -size:]
         with autocast(device, dtype):
             for d in range(draws):
                 u = torch.from_numpy(np.stack([r.random(size, dtype=np.float32) for r in g]))
@@ -94,5 +93,5 @@ def by_passage(model, tok, tokens, offsets, # as for evaluate
     nbyte = tok.n_bytes[x.numpy()].reshape(*nats.shape, size).sum(-1)
     nat, byte = (np.stack([np.bincount(doc, z[:, k]) for k in range(passages)], 1) for z in (nats, nbyte))
     bits = lambda a, b: asdict(estimate_ratio(a[b > 0], b[b > 0], "bits/byte", kind="bound", f=lambda r: r/math.log(2)))
-    return {"memory": memory if getattr(model, "thought", None) else None, "size": size, "draws": draws, "passages": [bits(nat[:, k], byte[:, k]) for k in range(passages)],
+    return {"memory": memory if model.thought else None, "size": size, "draws": draws, "passages": [bits(nat[:, k], byte[:, k]) for k in range(passages)],
             "later": bits(nat[:, 1:].sum(1), byte[:, 1:].sum(1)), "by_document": {"nats": nat.round(2).tolist(), "bytes": byte.astype(int).tolist()}}

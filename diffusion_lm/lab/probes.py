@@ -22,7 +22,7 @@ def thought_path(
     rows: int = 64,         # how many segments at once
 ) -> torch.Tensor:
     "The newest thought after each passage (n,passages,*dims,channels), float32 on the CPU"
-    if not getattr(model, "thought", None): raise UserError("this model has no thoughts")
+    if not model.thought: raise UserError("this model has no thoughts")
     out, device = [], next(model.parameters()).device
     for part in x.split(rows):
         state, path = model.begin(len(part)), []

@@ -10,24 +10,35 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+from fastcore.basics import patch
+from torch.nn import functional as F
 
 from ..core import UserError
 from .transformer import BaselineDreamModel
+from ..theory.denoiser import Carry, cut_spans
 from ..theory.schedule import per_token
 
 # %% ../../nbs/models/33_block.ipynb #0006
-def block_mask(at,    # positions of the queries (l,)
-               to,    # positions of the keys (s,)
-               size): # tokens in a block
+def block_mask(
+    at: torch.Tensor, # positions of the queries (l,)
+    to: torch.Tensor, # positions of the keys (s,)
+    size: int,        # tokens in a block
+) -> torch.Tensor:
     "True where a query may look: at its own block and those before it (l,s)"
     return to//size <= (at//size)[:, None]
 
 @lru_cache(8)
-def stream_mask(l, size, device, flex=False): # flex: as a `BlockMask` of FlexAttention
+def stream_mask(
+    l: int,             # tokens in the window
+    size: int,          # tokens in a block
+    device,
+    flex: bool = False, # as a `BlockMask` of FlexAttention?
+):
     "Who may look at whom among [x_t ; x_0] (1,1,2l,2l)"
     def may(b, h, q, k):
         own, to = q % l // size, k % l // size
-        return torch.where(k < l, (q < l) & (to == own), torch.where(q < l, to < own, to <= own))
+        clean_key = torch.where(q < l, to < own, to <= own)
+        return torch.where(k < l, (q < l) & (to == own), clean_key)
     if flex:
         from torch.nn.attention.flex_attention import create_block_mask
         return create_block_mask(may, None, None, 2*l, 2*l, device=device)
@@ -39,29 +50,79 @@ BLOCK = 16 # tokens in a block, if not given
 
 class BlockDiffusionModel(BaselineDreamModel):
     "A transformer that denoises a block of tokens given the clean text before it"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel; config.block: tokens in a block
+    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel
         if causal: raise ValueError("a block-diffusion model is causal from block to block, not from token to token")
-        super().__init__(replace(config, block=BLOCK if config.block is None else config.block), vocab_size, specials)
+        config = replace(config, block=BLOCK if config.block is None else config.block)
+        super().__init__(config, vocab_size, specials)
         self.block = self.config.block
 
-    def features(self, x, t=None, *, pos=None, mask=None, cache=None, **kw):
-        "Hidden states (b,l,d) of tokens (b,l) that see their own block and what is before it; and the `State`. A call begins where a block does"
-        l, seen = x.shape[1], 0 if cache is None else cache[0][0].shape[1] # what the cache holds is seen by all
+    def features(self, x, t=None, *, pos=None, mask=None, cache=None, **kw): # as for `BaselineDreamModel`
+        "Hidden states (b,l,d) of tokens that see their own block and those before it. A call begins where a block does"
+        l, seen = x.shape[1], 0 if cache is None else cache[0][0].shape[1]
         if l > self.block and (mask is None or mask.ndim == 2): # (b,s): which keys are real
-            own = block_mask(at := torch.arange(l, device=x.device), at, self.block)
-            own = torch.cat([own.new_ones(l, seen), own], 1)[None, None]
+            at = torch.arange(l, device=x.device)
+            own = block_mask(at, at, self.block)
+            own = torch.cat([own.new_ones(l, seen), own], 1)[None, None] # all see what the cache holds
             mask = own if mask is None else own & mask[:, None, None]
         return super().features(x, t, pos=pos, mask=mask, cache=cache, **kw)
 
-    def two_streams(self, x, masked, t=None): # clean tokens (b,l), which of them are hidden (b,l), times (b,blocks)
-        "Hidden states (b,l,d) of each block with its masked tokens hidden and the text before it clean"
-        b, l = x.shape
-        if l % self.block: raise UserError(f"{l} tokens cannot be cut into blocks of {self.block}")
-        real, pos = x != self.pad, torch.arange(l, device=x.device).repeat(2)
-        mask = stream_mask(l, self.block, x.device, x.device.type == "cuda" and bool(real.all()))
-        if not real.all(): mask = mask & real.repeat(1, 2)[:, None, None]
-        if self.time is not None and t is not None:
-            t = per_token(t, l)
-            t = torch.cat([t, torch.zeros_like(t)], 1) # clean text is at time 0
-        h, _ = super().features(torch.cat([torch.where(masked, self.mask, x), x], 1), t, pos=pos, mask=mask)
-        return h[:, :l]
+# %% ../../nbs/models/33_block.ipynb #4002
+@patch
+def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for `Denoiser.hidden`; times (b,blocks)
+    "Hidden states (b,l,d) of each block with its masked tokens hidden and the text before it clean"
+    b, l = x.shape
+    if l % self.block: raise UserError(f"{l} tokens cannot be cut into blocks of {self.block}")
+    real, pos = x != self.pad, torch.arange(l, device=x.device).repeat(2)
+    flex = x.device.type == "cuda" and bool(real.all())
+    mask = stream_mask(l, self.block, x.device, flex)
+    if not real.all(): mask = mask & real.repeat(1, 2)[:, None, None]
+    if self.time is not None and t is not None:
+        t = per_token(t, l)
+        t = torch.cat([t, torch.zeros_like(t)], 1) # clean text is at time 0
+    streams = torch.cat([torch.where(masked, self.mask, x), x], 1)
+    h, _ = BaselineDreamModel.features(self, streams, t, pos=pos, mask=mask)
+    return h[:, :l]
+
+# %% ../../nbs/models/33_block.ipynb #4004
+@patch
+def spans(self:BlockDiffusionModel, free, block=None):
+    "The blocks with something to write in them, in order"
+    return cut_spans(free, self.block, aligned=True)
+
+@patch
+def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as for `Denoiser.predict`
+    "Logits (n,V) at the wanted positions of a block; keys and values of finished blocks are carried on"
+    (start, end), stop = span, span[0] + self.block
+    kv, seen = self._in_reach(carry, start)
+    y = F.pad(x[:, seen:end], (0, stop - end), value=self.mask) # a whole block, even if less of it is needed
+    clean = start - seen # tokens of finished blocks that are read again
+    ratio = (y[:, clean:] == self.mask).float().mean(1, keepdim=True)
+    t = torch.cat([ratio.new_zeros(len(x), clean), ratio.expand(-1, self.block)], 1)
+    h, state = self.features(y, t, pos=torch.arange(seen, stop, device=x.device), cache=kv)
+    if clean and cache != "off":
+        finished = [tuple(z[:, :-self.block] for z in layer) for layer in state.cache]
+        carry = Carry(cache=finished, seen=start)
+    return self.head(h[:, :end - seen][want[:, seen:end]]), carry
+
+@patch
+def _in_reach(self:BlockDiffusionModel, carry, start):
+    "Keys and values that a block at `start` looks at, no further back than in training; where the unread text begins"
+    room = self.config.length - self.block
+    kv, seen = carry.cache, carry.seen
+    if start - seen > room: kv, seen = None, start - room
+    if not kv: return None, seen
+    return [tuple(z[:, max(0, z.shape[1] - room + start - seen):] for z in layer) for layer in kv], seen
+
+# %% ../../nbs/models/33_block.ipynb #4005
+@patch
+def rewind(self:BlockDiffusionModel, carry: Carry) -> Carry:
+    "Keys and values of finished blocks hold whatever is masked in the present one"
+    return carry
+
+@patch
+def check_cache(self:BlockDiffusionModel, options):
+    "Raise `UserError` for other blocks or another cache than the model's own"
+    if options.block not in (None, self.block):
+        raise UserError(f"this model writes in blocks of {self.block}, not {options.block}")
+    if options.cache not in (None, "off"):
+        raise UserError(f"a block-diffusion model has an exact cache of its own: leave out the {options.cache} cache")

@@ -9,6 +9,7 @@ __all__ = ['Segment', 'paragraphs', 'sentences', 'words', 'rarity', 'names_in', 
 # %% ../../nbs/text/14_difficulty.ipynb #0003
 import re
 import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,59 +19,83 @@ import numpy as np
 from ..core import UserError, unknown
 
 # %% ../../nbs/text/14_difficulty.ipynb #0005
-def _need(name):
+def _need(name: str):
     "A package of the extra `curriculum`"
     from importlib import import_module
     try:
         with warnings.catch_warnings(): # textstat imports something that is deprecated
             warnings.simplefilter("ignore")
             return import_module(name)
-    except ImportError: raise UserError(f"{name} is missing; add it with: pip install 'diffusion_lm[curriculum]'") from None
+    except ImportError:
+        raise UserError(f"{name} is missing; add it with: pip install 'diffusion_lm[curriculum]'") from None
 
 # %% ../../nbs/text/14_difficulty.ipynb #000b
 class Segment(NamedTuple):
     "A piece of a book: text[start:end]"
     start: int
     end: int
-    paragraph: int # which it is, or is in
+    paragraph: int # the number of the paragraph that it is, or is in
 
-def paragraphs(text):
+_LINE = r"\S(?:.*\S)?"
+_PARAGRAPH = re.compile(rf"{_LINE}(?:[ \t\r]*\n[ \t\r]*{_LINE})*") # lines without a blank one between them
+
+def paragraphs(text: str) -> list[Segment]:
     "The `Segment`s between blank lines"
-    spans = [m.span() for m in re.finditer(r"\S(?:.*\S)?(?:[ \t\r]*\n[ \t\r]*\S(?:.*\S)?)*", text)]
-    return [Segment(a, b, i) for i, (a, b) in enumerate(spans)]
+    return [Segment(*match.span(), i) for i, match in enumerate(_PARAGRAPH.finditer(text))]
 
-def sentences(text, language="en"): # two letters that pysbd knows
+# %% ../../nbs/text/14_difficulty.ipynb #5003
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    "The bounds of a piece without the white space at its ends"
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+
+def sentences(
+    text: str,
+    language: str = "en", # two letters that pysbd knows
+) -> list[Segment]:
     "The `Segment`s of sentences, in the order of the text"
     pysbd = _need("pysbd")
-    if language not in pysbd.languages.LANGUAGE_CODES: raise unknown("language", language, pysbd.languages.LANGUAGE_CODES)
-    cut, out = pysbd.Segmenter(language=language, clean=False, char_span=True), []
+    known = pysbd.languages.LANGUAGE_CODES
+    if language not in known: raise unknown("language", language, known)
+    splitter, out = pysbd.Segmenter(language=language, clean=False, char_span=True), []
     for p in paragraphs(text):
-        flat = re.sub(r"\s", " ", text[p.start:p.end]) # as long as before
-        for s in cut.segment(flat):
-            a, b = p.start + s.start, p.start + s.end
-            a, b = a + len(text[a:b]) - len(text[a:b].lstrip()), a + len(text[a:b].rstrip())
-            if a < b: out.append(Segment(a, b, p.paragraph))
+        one_line = re.sub(r"\s", " ", text[p.start:p.end]) # as long as before
+        for s in splitter.segment(one_line):
+            start, end = _trimmed(text, p.start + s.start, p.start + s.end)
+            if start < end: out.append(Segment(start, end, p.paragraph))
     return out
 
 # %% ../../nbs/text/14_difficulty.ipynb #1001
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_OPENERS = set("after although as because before if lest once since so that though till unless until when whenever where whereas wherever whether which while who whom whose why".split())
 
-def words(text): return [w.replace("’", "'").lower() for w in _WORD.findall(text)]
+def words(text: str) -> list[str]:
+    "The words of a text, in lower case"
+    return [w.replace("’", "'").lower() for w in _WORD.findall(text)]
 
 @lru_cache(1 << 16)
 def _rarity(word, language): return 8 - _need("wordfreq").zipf_frequency(word, language)
 
-def rarity(text, language="en", names=()): # names: words that do not count
-    "Mean distance of its words from a Zipf value of 8, without the commonest, which only glue; 0 without words"
-    return float(np.mean([r for w in words(text) if w not in names and (r := _rarity(w, language)) > 2] or [0.]))
+def rarity(
+    text: str,
+    language: str = "en",
+    names: Collection[str] = (), # words that do not count
+) -> float:
+    "Mean distance of its words from a Zipf value of 8, without the commonest; 0 without words"
+    values = [_rarity(w, language) for w in words(text) if w not in names]
+    return float(np.mean([v for v in values if v > 2] or [0.]))
 
-def names_in(text):
-    "Words that are never written small, in lower case: names, whose rarity elsewhere says nothing about this book"
+def names_in(text: str) -> set[str]:
+    "Words that are never written small, in lower case: their rarity elsewhere says nothing about this book"
     seen = set(_WORD.findall(text))
     return {w.replace("’", "'").lower() for w in seen if w[0].isupper() and w.lower() not in seen}
 
-def clauses(text): return sum(w in _OPENERS for w in words(text))
+# %% ../../nbs/text/14_difficulty.ipynb #5006
+_OPENERS = set("""after although as because before if lest once since so that though till unless until when whenever
+    where whereas wherever whether which while who whom whose why""".split())
+
+def clauses(text: str) -> int:
+    "How many words open a subordinate clause"
+    return sum(w in _OPENERS for w in words(text))
 
 @lru_cache(1)
 def _parser():
@@ -80,7 +105,7 @@ def _parser():
         return spacy.load("en_core_web_sm", disable=["ner", "lemmatizer"])
     except (ImportError, OSError): return None
 
-def depth(text):
+def depth(text: str) -> int | None:
     "Depth of the deepest parse tree, or None without a parser"
     if _parser() is None: return None
     def below(token): return 1 + max(map(below, token.children), default=0)
@@ -95,24 +120,37 @@ def _encoder():
         return SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2", local_files_only=True)
     except Exception: return None # not installed, or its weights are not there
 
-def vectors(texts, encoder=None): # texts -> vectors (n,d); MiniLM or words if not given
-    "A vector of unit length for each text (n,d)"
+def _word_vectors(texts: Sequence[str]) -> np.ndarray:
+    "Words weighted by TF-IDF, in 64 dimensions at most"
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
-    encode = encoder or (_encoder() and _encoder().encode)
-    if encode: z = np.asarray(encode(list(texts)))
-    else:
-        z = TfidfVectorizer(tokenizer=words, token_pattern=None, sublinear_tf=True).fit_transform(texts)
-        z = TruncatedSVD(min(64, *(n - 1 for n in z.shape)), random_state=0).fit_transform(z) if min(z.shape) > 2 else z.toarray()
-    return z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-9)
+    z = TfidfVectorizer(tokenizer=words, token_pattern=None, sublinear_tf=True).fit_transform(texts)
+    if min(z.shape) <= 2: return z.toarray()
+    return TruncatedSVD(min(64, *(n - 1 for n in z.shape)), random_state=0).fit_transform(z)
 
-def themes(z, k=8, seed=0): # vectors (n,d)
-    "The theme of each (n,), and how far it is from the theme's centre, 0 to 2 (n,)"
+def _unit(z): return z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-9)
+
+def vectors(
+    texts: Sequence[str],
+    encoder: Callable | None = None, # texts -> vectors (n,d); MiniLM or words if not given
+) -> np.ndarray:
+    "A vector of unit length for each text (n,d)"
+    if encoder is None and _encoder(): encoder = _encoder().encode
+    z = np.asarray(encoder(list(texts))) if encoder else _word_vectors(texts)
+    return _unit(z)
+
+# %% ../../nbs/text/14_difficulty.ipynb #5009
+def themes(
+    z: np.ndarray, # vectors of unit length (n,d)
+    k: int = 8,    # themes
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    "The theme of each vector (n,), and how far it is from the theme's centre, 0 to 2 (n,)"
     from sklearn.cluster import KMeans
     k = min(k, len(np.unique(z.round(6), axis=0)))
     fit = KMeans(k, random_state=seed, n_init=4).fit(z)
-    c = fit.cluster_centers_/np.maximum(np.linalg.norm(fit.cluster_centers_, axis=1, keepdims=True), 1e-9)
-    return fit.labels_, 1 - (z*c[fit.labels_]).sum(1)
+    centre = _unit(fit.cluster_centers_)[fit.labels_]
+    return fit.labels_, 1 - (z*centre).sum(1)
 
 # %% ../../nbs/text/14_difficulty.ipynb #1006
 @dataclass
@@ -125,24 +163,51 @@ class DifficultyConfig:
     language: str = "en"     # of the book, two letters
 
     def check(self):
+        "Raise `UserError` for what cannot be"
         w = self.lexical, self.syntactic, self.thematic
-        if not all(0 <= v <= 1000 for v in w) or not sum(w): raise UserError(f"the weights lexical, syntactic and thematic must not be negative, nor all zero; got {w}")
+        if not all(0 <= v <= 1000 for v in w) or not sum(w):
+            raise UserError("the weights lexical, syntactic and thematic must not be negative, "
+                            f"nor all zero; got {w}")
         if not 1 <= self.themes <= 1000: raise UserError(f"themes must be between 1 and 1000, got {self.themes}")
         return self
 
-def difficulty(text, segments, cfg=DifficultyConfig(), encoder=None): # a book, its Segments
+# %% ../../nbs/text/14_difficulty.ipynb #500b
+def _measures(
+    text: str,
+    segments: Sequence[Segment],
+    cfg: DifficultyConfig,
+    encoder: Callable | None,
+) -> dict:
+    "The columns of all measures, a value for each segment"
+    textstat, names = _need("textstat"), names_in(text)
+    texts = [" ".join(text[s.start:s.end].split()) for s in segments]
+    theme, far = themes(vectors(texts, encoder), cfg.themes)
+    out = {k: [getattr(s, k) for s in segments] for k in Segment._fields}
+    out["rarity"] = [rarity(x, cfg.language, names) for x in texts]
+    out["words"] = [len(words(x)) for x in texts]
+    out["clauses"] = [clauses(x) for x in texts]
+    out["flesch_kincaid"] = [textstat.flesch_kincaid_grade(x) for x in texts]
+    out["fog"] = [textstat.gunning_fog(x) for x in texts]
+    out["ari"] = [textstat.automated_readability_index(x) for x in texts]
+    out |= {"theme": theme, "far": far}
+    if _parser() is not None: out["depth"] = [depth(x) for x in texts]
+    return out
+
+_SYNTACTIC = "words", "clauses", "flesch_kincaid", "fog", "ari", "depth"
+
+def difficulty(
+    text: str,                            # a book
+    segments: Sequence[Segment],          # of it
+    cfg: DifficultyConfig | None = None,
+    encoder: Callable | None = None,      # as for vectors
+): # a pandas table
     "A table with the measures, ranks and score (0 easy to 1 hard) of each segment"
     import pandas as pd
-    textstat, texts = _need("textstat"), [" ".join(text[s.start:s.end].split()) for s in segments]
-    theme, far = themes(vectors(texts, encoder), cfg.check().themes)
-    names = names_in(text)
-    t = pd.DataFrame({"start": [s.start for s in segments], "end": [s.end for s in segments], "paragraph": [s.paragraph for s in segments],
-                      "rarity": [rarity(x, cfg.language, names) for x in texts], "words": [len(words(x)) for x in texts], "clauses": [clauses(x) for x in texts],
-                      "flesch_kincaid": [textstat.flesch_kincaid_grade(x) for x in texts], "fog": [textstat.gunning_fog(x) for x in texts],
-                      "ari": [textstat.automated_readability_index(x) for x in texts], "theme": theme, "far": far})
-    if _parser() is not None: t["depth"] = [depth(x) for x in texts]
-    rank = lambda c: (t[c].rank() - 1)/max(1, len(t) - 1)
-    syntactic = [c for c in ("words", "clauses", "flesch_kincaid", "fog", "ari", "depth") if c in t]
-    t["lexical"], t["syntactic"], t["thematic"] = rank("rarity"), sum(map(rank, syntactic))/len(syntactic), rank("far")
-    t["score"] = sum(getattr(cfg, k)*t[k] for k in ("lexical", "syntactic", "thematic"))/(cfg.lexical + cfg.syntactic + cfg.thematic)
+    cfg = (cfg or DifficultyConfig()).check()
+    t = pd.DataFrame(_measures(text, segments, cfg, encoder))
+    def rank(column): return (t[column].rank() - 1)/max(1, len(t) - 1)
+    syntactic = [rank(c) for c in _SYNTACTIC if c in t]
+    t["lexical"], t["syntactic"], t["thematic"] = rank("rarity"), sum(syntactic)/len(syntactic), rank("far")
+    weighted = cfg.lexical*t.lexical + cfg.syntactic*t.syntactic + cfg.thematic*t.thematic
+    t["score"] = weighted/(cfg.lexical + cfg.syntactic + cfg.thematic)
     return t

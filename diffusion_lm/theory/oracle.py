@@ -10,35 +10,47 @@ from itertools import product
 
 import numpy as np
 import torch
-from torch import nn
+from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..core import rng
+from .denoiser import NOTHING, Denoiser
 
 # %% ../../nbs/theory/22_oracle.ipynb #0007
-class ToyLanguage(nn.Module):
+class ToyLanguage(Denoiser):
     "A language small enough to enumerate, as a model that knows it exactly"
-    def __init__(self, n_tokens=3, length=4, seed=0, causal=False):
-        super().__init__()
-        self.specials, self.pad, self.mask, self.bos, self.causal = (0, 1, 2, 3, 4), 0, 1, 2, causal
-        self.vocab_size, self.length = 5 + n_tokens, length
-        self.register_buffer("sentences", torch.tensor(list(product(range(5, 5 + n_tokens), repeat=length))))
-        self.register_buffer("p", torch.from_numpy(rng(seed, "toy").dirichlet(np.full(len(self.sentences), .5))))
+    def __init__(
+        self,
+        n_tokens: int = 3,    # words of the language
+        length: int = 4,      # of its sentences
+        seed: int = 0,        # another number, another language
+        causal: bool = False, # are conditionals given the tokens before, or given all others?
+    ):
+        super().__init__(5 + n_tokens, (0, 1, 2, 3, 4))
+        self.length, self.causal = length, causal
+        sentences = torch.tensor(list(product(range(5, 5 + n_tokens), repeat=length)))
+        self.register_buffer("sentences", sentences) # all of them (s,l)
+        p = rng(seed, "toy").dirichlet(np.full(len(sentences), .5))
+        self.register_buffer("p", torch.from_numpy(p)) # their probabilities (s,), float64
 
-    def conditional(self, x_t):
+    def conditional(self, x_t: torch.Tensor) -> torch.Tensor:
         "log p(x_i = v | the unmasked tokens of x_t), (b,l,V), float64"
         x, back = x_t.unique(dim=0, return_inverse=True) # a large batch has few different rows
-        fits = ((x[:, None] == self.sentences) | (x[:, None] == self.mask)).all(-1)*self.p # (r,s)
-        p = torch.einsum("rs,slv->rlv", fits, F.one_hot(self.sentences, self.vocab_size).double())
+        fits = ((x[:, None] == self.sentences) | (x[:, None] == self.mask)).all(-1)*self.p # (rows,s)
+        words = F.one_hot(self.sentences, self.vocab_size).double()
+        p = torch.einsum("rs,slv->rlv", fits, words)
         return (p/p.sum(-1, keepdim=True)).log()[back]
 
-    def features(self, x, t=None, **kw):
-        if not self.causal: return self.conditional(x), None
-        known = torch.full((len(x), self.length), self.mask) # the input is [BOS] + x[:-1], or a prefix of it
-        h = []
-        for i in range(x.shape[1]):
-            known[:, :i] = x[:, 1:i + 1]
-            h.append(self.conditional(known)[:, i])
-        return torch.stack(h, 1), None
+# %% ../../nbs/theory/22_oracle.ipynb #0009
+@patch
+def features(self:ToyLanguage, x, t=None, **kw):
+    "The exact log-probabilities in place of hidden states"
+    if not self.causal: return self.conditional(x), NOTHING
+    known, h = torch.full((len(x), self.length), self.mask), []
+    for i in range(x.shape[1]): # the input is [BOS] + x[:-1], or a prefix of it
+        known[:, :i] = x[:, 1:i + 1]
+        h.append(self.conditional(known)[:, i])
+    return torch.stack(h, 1), NOTHING
 
-    def head(self, h): return h
+@patch
+def head(self:ToyLanguage, h): return h

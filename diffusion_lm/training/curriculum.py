@@ -10,16 +10,17 @@ __all__ = ['LEAST', 'READS', 'MASKINGS', 'roles', 'linked', 'Book', 'measure', '
 import html
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import UserError, rng, unknown
 from ..files import atomic, cache_dir, digest_of, write_json, write_text
-from ..text.corpus import SPLITS
+from ..text.corpus import SPLITS, Corpus
 from diffusion_lm.text.difficulty import (
     DifficultyConfig,
     _encoder,
@@ -30,303 +31,540 @@ from diffusion_lm.text.difficulty import (
     sentences,
     words,
 )
-from ..text.store import Loader
-from .learner import Callback
+from ..text.store import Layout, Loader, TokenStore, Window
+from .learner import Callback, StageSpan
 
 # %% ../../nbs/training/75_curriculum.ipynb #0006
-_CUES = {"claim": "therefore|thus|hence|consequently|accordingly|in conclusion|must|ought|should|cannot but|i believe|i think|i am convinced|it is clear|it is certain|no doubt|surely|undoubtedly",
-         "evidence": "for example|for instance|such as|in fact|indeed|i saw|i have seen|we saw|he said|she said|they say|it is said|according to|experience|observed|found that|as appears|proof",
-         "warrant": "because|since|for the reason|for|given that|inasmuch as|as long as|provided that|if|it follows|so that|in order that|whoever|every|all men|always|never"}
-_CUE = {k: re.compile(rf"\b(?:{v})\b") for k, v in _CUES.items()}
+_CUES = {
+    "claim": ("therefore|thus|hence|consequently|accordingly|in conclusion|must|ought|should|"
+              "cannot but|i believe|i think|i am convinced|it is clear|it is certain|" # codespell:ignore
+              "no doubt|surely|undoubtedly"),
+    "evidence": ("for example|for instance|such as|in fact|indeed|i saw|i have seen|we saw|he said|she said|they say|"
+                 "it is said|according to|experience|observed|found that|as appears|proof"),
+    "warrant": ("because|since|for the reason|for|given that|inasmuch as|as long as|provided that|if|it follows|"
+                "so that|in order that|whoever|every|all men|always|never"), # codespell:ignore
+}
+_CUE = {role: re.compile(rf"\b(?:{cues})\b") for role, cues in _CUES.items()}
 
-def roles(text):
+def _speaks_for(role: str, text: str) -> bool:
+    "Is there a cue of this role? A warrant's words open the sentence; elsewhere they mean little"
+    cue = _CUE[role]
+    return bool(cue.match(text) if role == "warrant" else cue.search(text))
+
+def roles(text: str) -> set[str]:
     "Which components of an argument the cues in a sentence speak for"
     t = " ".join(words(text))
-    return {k for k, cue in _CUE.items() if (cue.match(t) if k == "warrant" else cue.search(t))} # a warrant's words open the sentence, elsewhere they mean little
+    return {role for role in _CUE if _speaks_for(role, t)}
 
 # %% ../../nbs/training/75_curriculum.ipynb #0008
-def linked(texts, paragraph): # sentences (n,) and the paragraph that each is in (n,)
+def _argument(a: set[str], b: set[str]) -> str | None:
+    "How two sentences with these roles argue: one makes a claim, the other supports it"
+    for x in sorted(a):
+        for y in sorted(b):
+            if (x == "claim") != (y == "claim"): return f"{x} → {y}"
+    return None
+
+_NEAR = 3 # sentences; further on, the thread is lost
+
+def linked(
+    texts: Sequence[str],      # sentences (n,)
+    paragraph: Sequence[int], # that each is in (n,)
+): # a pandas table
     "A table of pairs: rows `first` and `second` of the sentences, and their `link`"
     import pandas as pd
     kinds, out = [roles(t) for t in texts], []
-    def argues(a, b): # a claim on one side, what speaks for it on the other
-        return next((f"{x} → {y}" for x in sorted(kinds[a]) for y in sorted(kinds[b]) if (x == "claim") != (y == "claim")), None)
     for i in range(len(texts)):
-        for j in range(i + 1, min(i + 4, len(texts))): # three sentences on, the thread is lost
+        for j in range(i + 1, min(i + 1 + _NEAR, len(texts))):
             if paragraph[j] != paragraph[i]: break
-            link = argues(i, j) or ("next" if j == i + 1 else None)
+            link = _argument(kinds[i], kinds[j]) or ("next" if j == i + 1 else None)
             if link: out.append((i, j, link))
     return pd.DataFrame(out, columns=["first", "second", "link"]).astype({"first": int, "second": int})
 
 # %% ../../nbs/training/75_curriculum.ipynb #000c
-LEAST = 20_000 # bytes of text below which there is nothing to order
-
 class Book(NamedTuple):
     "A corpus, its segments and their difficulty"
     name: str
-    text: str     # all documents, with blank lines between them
-    sentences: object  # tables (pandas), one row for each, in the order of the text, with columns of `difficulty`, and `side`
-    paragraphs: object
-    pairs: object # `linked`, with `score` and `side`
+    text: str          # all documents, with blank lines between them
+    sentences: object  # a pandas table in the order of the text: the columns of difficulty, and side
+    paragraphs: object # the same
+    pairs: object      # linked, with score and side
+
+# %% ../../nbs/training/75_curriculum.ipynb #5002
+LEAST = 20_000 # bytes of text below which there is nothing to order
 
 _ENDED = re.compile(r"[.!?…。！？।؟][\"'”’»)\]]*$")
 
-def _check_text(name, text, found, language):
+def _check_text(name: str, text: str, found: list):
+    "Raise `UserError` for a text with too few sentences `found` in it"
     size = len(text.encode())
-    if size < LEAST: raise UserError(f"{name} has {size/1000:.0f} kB of text; a curriculum needs at least {LEAST//1000} kB")
-    if len(found) < 50: raise UserError(f"{name} has {len(found)} sentence(s): a curriculum needs at least 50, with full stops, question or exclamation marks behind them")
-    if np.mean([bool(_ENDED.search(text, s.start, s.end)) for s in found]) < .5: raise UserError(f"most lines of {name} end without a full stop, question or exclamation mark: without sentence punctuation there is nothing to order")
-    if language not in _need("wordfreq").available_languages(): raise unknown("curriculum.difficulty.language", language, _need("wordfreq").available_languages())
-    common = list(dict.fromkeys(words(text[:200_000])))[:2000]
-    usual = np.mean([_need("wordfreq").zipf_frequency(w, language) >= 2.5 for w in common]) if common else 0. # books have .95 and more, those in other languages half of it
-    if usual < .7: raise UserError(f"only {usual:.0%} of the words of {name} are usual in language '{language}': set curriculum.difficulty.language, or train without a curriculum")
+    if size < LEAST:
+        raise UserError(f"{name} has {size/1000:.0f} kB of text; a curriculum needs at least {LEAST//1000} kB")
+    if len(found) < 50:
+        raise UserError(f"{name} has {len(found)} sentence(s): a curriculum needs at least 50, with full stops, "
+                        "question or exclamation marks behind them")
+    if np.mean([bool(_ENDED.search(text, s.start, s.end)) for s in found]) < .5:
+        raise UserError(f"most lines of {name} end without a full stop, question or exclamation mark: "
+                        "without sentence punctuation there is nothing to order")
+
+def _check_language(name: str, text: str, language: str):
+    "Raise `UserError` where most words of a text are not usual in a language"
+    wordfreq = _need("wordfreq")
+    known = wordfreq.available_languages()
+    if language not in known: raise unknown("curriculum.difficulty.language", language, known)
+    distinct = list(dict.fromkeys(words(text[:200_000])))[:2000]
+    usual = np.mean([wordfreq.zipf_frequency(w, language) >= 2.5 for w in distinct]) if distinct else 0.
+    if usual < .7: # books have 0.95 and more, those in other languages half of it
+        raise UserError(f"only {usual:.0%} of the words of {name} are usual in language '{language}': "
+                        "set curriculum.difficulty.language, or train without a curriculum")
+
+# %% ../../nbs/training/75_curriculum.ipynb #5004
+def _scores(name: str, text: str, cfg: DifficultyConfig):
+    "A table with the difficulty of all sentences and paragraphs of a text"
+    import pandas as pd
+    found = [s for s in sentences(text, cfg.language) if len(words(text[s.start:s.end])) >= 3]
+    _check_text(name, text, found)
+    _check_language(name, text, cfg.language)
+    levels = [difficulty(text, found, cfg).assign(level="sentence"),
+              difficulty(text, paragraphs(text), cfg).assign(level="paragraph")]
+    return pd.concat(levels, ignore_index=True)
+
+def _kept_scores(corpus: Corpus, text: str, cfg: DifficultyConfig, cache):
+    "The scores of a corpus, from the cache where they are there"
+    import pandas as pd
+    tools = str(_parser() is not None), str(_encoder() is not None)
+    key = digest_of("book 2", corpus.fingerprint, str(asdict(cfg)), *tools)[:16]
+    kept = Path(cache or cache_dir())/f"difficulty-{key}.parquet"
+    if kept.exists(): return pd.read_parquet(kept)
+    t = _scores(corpus.name, text, cfg)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(kept) as tmp: t.to_parquet(tmp)
+    return t
 
 # %% ../../nbs/training/75_curriculum.ipynb #000d
-def measure(corpus, sides=None, cfg=DifficultyConfig(), cache=None): # sides: 0, 1 or 2 for each document; all 0 if not given
-    "The `Book` of a corpus; raises `UserError` for text that cannot be measured"
-    texts = [d.text for d in corpus]
-    text, starts = "\n\n".join(texts), np.cumsum([0, *(len(t) + 2 for t in texts)])
-    key = digest_of("book 2", corpus.fingerprint, str(asdict(cfg.check())), str(_parser() is not None), str(_encoder() is not None))[:16]
-    kept = Path(cache or cache_dir())/f"difficulty-{key}.parquet"
-    import pandas as pd
-    if kept.exists(): t = pd.read_parquet(kept)
-    else:
-        found = [s for s in sentences(text, cfg.language) if len(words(text[s.start:s.end])) >= 3]
-        _check_text(corpus.name, text, found, cfg.language)
-        t = pd.concat([difficulty(text, s, cfg).assign(level=level) for level, s in (("sentence", found), ("paragraph", paragraphs(text)))], ignore_index=True)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(kept) as tmp: t.to_parquet(tmp)
-    sides = np.zeros(len(texts), int) if sides is None else np.asarray(sides, int)
-    t["side"] = sides[np.searchsorted(starts, t.start, side="right") - 1]
-    s, p = (t[t.level == k].drop(columns="level").reset_index(drop=True) for k in ("sentence", "paragraph"))
+def _linked_with_scores(text: str, s): # a table of sentences
+    "The linked pairs of sentences; a pair is as hard as the harder of the two"
     pairs = linked([text[a:b] for a, b in zip(s.start, s.end)], s.paragraph.to_numpy())
-    pairs["score"], pairs["side"] = np.maximum(s.score.to_numpy()[pairs["first"]], s.score.to_numpy()[pairs.second]), s.side.to_numpy()[pairs["first"]] # as hard as the harder of the two
-    return Book(corpus.name, text, s, p, pairs)
+    score, first, second = s.score.to_numpy(), pairs["first"], pairs["second"]
+    pairs["score"], pairs["side"] = np.maximum(score[first], score[second]), s.side.to_numpy()[first]
+    return pairs
+
+def measure(
+    corpus: Corpus,
+    splits: np.ndarray | None = None, # of each document: 0, 1 or 2; all 0 if not given
+    cfg: DifficultyConfig | None = None,
+    cache=None,                       # a folder; that of the user if not given
+) -> Book:
+    "The `Book` of a corpus; raises `UserError` for text that cannot be measured"
+    cfg, texts = (cfg or DifficultyConfig()).check(), [d.text for d in corpus]
+    text, starts = "\n\n".join(texts), np.cumsum([0, *(len(t) + 2 for t in texts)])
+    t = _kept_scores(corpus, text, cfg, cache)
+    splits = np.zeros(len(texts), int) if splits is None else np.asarray(splits, int)
+    t["side"] = splits[np.searchsorted(starts, t.start, side="right") - 1]
+    def of(level): return t[t.level == level].drop(columns="level").reset_index(drop=True)
+    s = of("sentence")
+    return Book(corpus.name, text, s, of("paragraph"), _linked_with_scores(text, s))
 
 # %% ../../nbs/training/75_curriculum.ipynb #0012
 READS = ("sentences", "pairs", "paragraphs", "text")
 
-def easiest(score, share): # scores (n,)
+def easiest(
+    score: np.ndarray, # (n,)
+    share: float,      # of them, above 0 and at most 1
+) -> np.ndarray:
     "Which of them are the easiest ⌈share·n⌉ (k,), in their own order"
-    return np.sort(np.argsort(np.asarray(score), kind="stable")[:math.ceil(share*len(score) - 1e-9)])
+    k = math.ceil(share*len(score) - 1e-9)
+    return np.sort(np.argsort(np.asarray(score), kind="stable")[:k])
 
-def pieces(book, reads, share, tok):
-    "Token arrays of the easiest `share` of what a stage reads, from the training side"
-    cut = lambda t: [book.text[a - (a > 0 and book.text[a - 1].isspace()):b] for a, b in zip(t.start, t.end)] # with the space before: words are tokenized as in running text
-    if reads != "pairs":
-        t = getattr(book, reads)
-        t = t[t.side == 0]
-        return tok.encode_batch(cut(t.iloc[easiest(t.score, share)]))
-    s = book.sentences[book.sentences.side == 0]
-    rows = set(s.index[easiest(s.score, share)])
-    p = book.pairs[book.pairs["first"].isin(rows) & book.pairs.second.isin(rows)] # both are easy enough
-    a, b = (tok.encode_batch(cut(book.sentences.loc[p[k]])) for k in ("first", "second"))
-    return [np.concatenate([x, [tok.sep], y]) for x, y in zip(a, b)]
+# %% ../../nbs/training/75_curriculum.ipynb #5009
+def _texts(book: Book, table) -> list[str]:
+    "The text of each row, with the space before it: words are tokenized as in running text"
+    out = []
+    for start, end in zip(table.start, table.end):
+        spaced = start > 0 and book.text[start - 1].isspace()
+        out.append(book.text[start - spaced:end])
+    return out
 
-class _Pieces:
-    "Windows of pieces one behind another, in another order every epoch"
-    def __init__(self, items, eos, length, seed):
-        self.items, self.length, self.seed = [np.append(i, eos) for i in items], length, seed
+def pieces(
+    book: Book,
+    reads: str,   # one of READS, but not "text"
+    share: float, # the easiest part of them
+    tok,          # a Tokenizer
+) -> list[np.ndarray]:
+    "Token arrays of the easiest part of what a stage reads, from the training split"
+    t = book.sentences if reads == "pairs" else getattr(book, reads)
+    t = t[t.side == 0]
+    chosen = t.iloc[easiest(t.score, share)]
+    if reads != "pairs": return tok.encode_batch(_texts(book, chosen))
+    both = book.pairs["first"].isin(chosen.index) & book.pairs["second"].isin(chosen.index) # both are easy enough
+    firsts, seconds = (book.sentences.loc[book.pairs[both][k]] for k in ("first", "second"))
+    encoded = zip(tok.encode_batch(_texts(book, firsts)), tok.encode_batch(_texts(book, seconds)))
+    return [np.concatenate([x, [tok.sep], y]) for x, y in encoded]
+
+# %% ../../nbs/training/75_curriculum.ipynb #500b
+class _Pieces(Layout):
+    "Windows of pieces one after another, in another order every epoch"
+    def __init__(
+        self,
+        items: list[np.ndarray], # token arrays
+        eos: int,                # put behind each
+        length: int,
+        seed: int,
+    ):
+        super().__init__(length, seed)
+        self.items = [np.append(i, eos) for i in items]
         self.n = sum(map(len, self.items))//length
-        self.epoch = lru_cache(2)(lambda e: np.concatenate([self.items[i] for i in rng(seed, "epoch", e).permutation(len(self.items))]))
-    def __call__(self, n):
-        e, i = divmod(n, self.n)
-        return self.epoch(e)[i*self.length:(i + 1)*self.length], False, -1
+
+    def plan(self, epoch):
+        order = rng(self.seed, "epoch", epoch).permutation(len(self.items))
+        return np.concatenate([self.items[i] for i in order])
+
+    def window(self, plan, i): return Window(plan[i*self.length:(i + 1)*self.length])
 
 # %% ../../nbs/training/75_curriculum.ipynb #0016
 MASKINGS = ("random", "linear", "adaptive")
 
+def _entries(*values): return field(default_factory=lambda: list(values))
+
 @dataclass
 class CurriculumConfig:
     "The `curriculum:` section of a recipe: what is read and how much of it is masked, stage by stage"
-    reads: list[str] = field(default_factory=lambda: ["sentences", "pairs", "paragraphs", "text"]) # what each stage reads
-    easy: list[float] = field(default_factory=lambda: [.3334, .6667, 1., 1.]) # share of it, the easiest first
-    low: list[float] = field(default_factory=lambda: [.75, .4, .1, 0.])       # smallest masked share
-    high: list[float] = field(default_factory=lambda: [.9, .6, .3, 1.])       # largest masked share
-    shares: list[float] = field(default_factory=lambda: [.2, .2, .2, .4])     # share of the steps
+    reads: list[str] = _entries("sentences", "pairs", "paragraphs", "text") # what each stage reads
+    easy: list[float] = _entries(.3334, .6667, 1., 1.) # which part of it, the easiest first
+    low: list[float] = _entries(.75, .4, .1, 0.)       # smallest mask ratio
+    high: list[float] = _entries(.9, .6, .3, 1.)       # largest mask ratio
+    shares: list[float] = _entries(.2, .2, .2, .4)     # share of the steps
     epochs: list[float] | None = None # instead: how often a stage reads what it reads; the last goes on to the end
-    patience: int | None = None       # leave a stage after so many eighths of it without a fall of the loss by 1 %
-    masking: str = "random"              # within the range: random, linear (from high to low) or adaptive (the top rises while the loss falls)
+    patience: int | None = None       # leave a stage when its loss did not fall by 1 % for this many eighths of it
+    masking: str = "random" # random; linear: from high to low; adaptive: the largest ratio rises while the loss falls
     difficulty: DifficultyConfig = field(default_factory=DifficultyConfig)
 
     def __post_init__(self):
         if isinstance(self.difficulty, dict): self.difficulty = DifficultyConfig(**self.difficulty) # from YAML
 
-    def check(self):
-        "Raise `UserError` for what cannot be"
-        n = len(self.reads)
-        if not n: raise UserError("curriculum.reads is empty: name at least one stage")
-        for k in ("easy", "low", "high", "shares", "epochs"):
-            v = getattr(self, k)
-            if v is not None and len(v) != n: raise UserError(f"curriculum.{k} has {len(v)} entries for {n} stages")
-        for r in self.reads:
-            if r not in READS: raise unknown("curriculum.reads", r, READS)
-        for i, (r, e, lo, hi, w) in enumerate(zip(self.reads, self.easy, self.low, self.high, self.shares), 1):
-            if not 0 < e <= 1: raise UserError(f"curriculum.easy of stage {i} must be above 0 and at most 1, got {e}")
-            if r == "text" and e != 1: raise UserError(f"stage {i} reads the running text, which is not cut by difficulty: curriculum.easy must be 1 there, got {e}")
-            if not 0 <= lo < hi <= 1: raise UserError(f"stage {i} needs 0 <= curriculum.low < curriculum.high <= 1, got {lo} and {hi}")
-            if not 0 < w < math.inf: raise UserError(f"curriculum.shares of stage {i} must be above 0, got {w}")
-        if self.epochs is not None and not all(0 < e < math.inf for e in self.epochs): raise UserError(f"curriculum.epochs must be above 0, got {self.epochs}")
-        if self.patience is not None and self.patience < 1: raise UserError(f"curriculum.patience must be at least 1, got {self.patience}")
-        if self.masking not in MASKINGS: raise unknown("curriculum.masking", self.masking, MASKINGS)
-        self.difficulty.check()
-        return self
+# %% ../../nbs/training/75_curriculum.ipynb #500d
+def _check_stage(cfg: CurriculumConfig, i: int):
+    "Raise `UserError` for a stage that cannot be"
+    easy, low, high, share, stage = cfg.easy[i], cfg.low[i], cfg.high[i], cfg.shares[i], f"stage {i + 1}"
+    if not 0 < easy <= 1:
+        raise UserError(f"curriculum.easy of {stage} must be above 0 and at most 1, got {easy}")
+    if cfg.reads[i] == "text" and easy != 1:
+        raise UserError(f"{stage} reads the running text, which is not cut by difficulty: "
+                        f"curriculum.easy must be 1 there, got {easy}")
+    if not 0 <= low < high <= 1:
+        raise UserError(f"{stage} needs 0 <= curriculum.low < curriculum.high <= 1, got {low} and {high}")
+    if not 0 < share < math.inf: raise UserError(f"curriculum.shares of {stage} must be above 0, got {share}")
 
-    @property
-    def measures(self): return any(r != "text" for r in self.reads) # is there anything to measure the difficulty of?
+@patch
+def check(self: CurriculumConfig):
+    "Raise `UserError` for what cannot be"
+    n = len(self.reads)
+    if not n: raise UserError("curriculum.reads is empty: name at least one stage")
+    for name in ("easy", "low", "high", "shares", "epochs"):
+        entries = getattr(self, name)
+        if entries is not None and len(entries) != n:
+            raise UserError(f"curriculum.{name} has {len(entries)} entries for {n} stages")
+    for reads in self.reads:
+        if reads not in READS: raise unknown("curriculum.reads", reads, READS)
+    for i in range(n): _check_stage(self, i)
+    if self.epochs is not None and not all(0 < e < math.inf for e in self.epochs):
+        raise UserError(f"curriculum.epochs must be above 0, got {self.epochs}")
+    if self.patience is not None and self.patience < 1:
+        raise UserError(f"curriculum.patience must be at least 1, got {self.patience}")
+    if self.masking not in MASKINGS: raise unknown("curriculum.masking", self.masking, MASKINGS)
+    self.difficulty.check()
+    return self
+
+@patch(as_prop=True)
+def measures(self: CurriculumConfig) -> bool:
+    "Is there anything to measure the difficulty of?"
+    return any(reads != "text" for reads in self.reads)
 
 # %% ../../nbs/training/75_curriculum.ipynb #0018
 class Stage(NamedTuple):
     "A part of a curriculum"
     name: str
     loader: Loader
-    low: float
-    high: float
+    low: float   # smallest mask ratio
+    high: float  # largest mask ratio
     pieces: int  # of text; 0 for the running text
     tokens: int  # in an epoch
     bound: bool  # is the training loss a bound on the likelihood of text here?
 
-def make_stages(cfg, book, tok, store, length, batch, seed=0, blocks=1): # as for Loader
-    "The `Stage`s of a `CurriculumConfig`; raises `UserError` for one that would be empty"
+def _layout_of(items: list, eos: int):
+    "A layout that reads these pieces, whatever the store holds"
+    def make(store, split, length, seed, batch, segment=None): return _Pieces(items, eos, length, seed)
+    return make
+
+def _stage_name(i: int, reads: str, low: float, high: float) -> str:
+    "Number and reading of a stage; where it reads the running text, its mask ratios tell it from others"
+    full = (low, high) == (0, 1)
+    if reads != "text" or full: return f"{i} {reads}"
+    return f"{i} {reads} {100*low:.0f}–{100*high:.0f} %"
+
+# %% ../../nbs/training/75_curriculum.ipynb #500f
+def make_stages(
+    cfg: CurriculumConfig,
+    book: Book | None, # None if all stages read the running text
+    tok,               # a Tokenizer
+    store: TokenStore,
+    length: int,       # this and the rest as for Loader
+    batch: int,
+    seed: int = 0,
+    blocks: int = 1,
+) -> list[Stage]:
+    "The stages of a curriculum; raises `UserError` for one that would be empty"
     out = []
     for i, (reads, share, low, high) in enumerate(zip(cfg.reads, cfg.easy, cfg.low, cfg.high), 1):
-        name, items, layout = f"{i} {reads}", [], "packed"
-        if reads == "text" and (low, high) != (0, 1): name += f" {100*low:.0f}–{100*high:.0f} %" # its masks are all that it differs in
-        if reads != "text":
+        if reads == "text": items, size, layout = [], len(store.split("train")), "packed"
+        else:
             items = pieces(book, reads, share, tok)
-            size = sum(len(p) + 1 for p in items)
-            if size < length: raise UserError(f"stage {i} has {len(items)} {reads} of {size} tokens, less than one window of {length}: raise curriculum.easy (now {share:g})")
-            layout = lambda store, side, length, seed, batch, segment=None, items=items: _Pieces(items, tok.eos, length, seed)
-        else: size = len(store.split("train"))
-        out.append(Stage(name, Loader(store, length, batch, seed=seed, blocks=blocks, layout=layout), low, high, len(items), size, reads == "text" and (low, high) == (0, 1)))
+            size, layout = sum(len(p) + 1 for p in items), _layout_of(items, tok.eos)
+            if size < length:
+                raise UserError(f"stage {i} has {len(items)} {reads} of {size} tokens, less than one window "
+                                f"of {length}: raise curriculum.easy (now {share:g})")
+        loader = Loader(store, length, batch, seed=seed, blocks=blocks, layout=layout)
+        bound = reads == "text" and (low, high) == (0, 1)
+        out.append(Stage(_stage_name(i, reads, low, high), loader, low, high, len(items), size, bound))
     return out
 
 # %% ../../nbs/training/75_curriculum.ipynb #001b
 class Curriculum(Callback):
     "Reads and masks as the stages say"
     order, EIGHTHS = -10, 8
-    def __init__(self, stages, cfg):
+    def __init__(
+        self,
+        stages: list[Stage],
+        cfg: CurriculumConfig,
+    ):
         self.stages, self.cfg, self.at = stages, cfg, 0
         self.enter(0)
 
-    def enter(self, step):
-        self.began, self.top, self.first, self.last, self.least, self.bad, self.total, self.n = step, 1/4, None, None, math.inf, 0, 0., 0
+    def enter(self, step: int):
+        "Begin a stage at this step"
+        self.began = step
+        self.top = 1/4             # of the range of mask ratios: what adaptive masking uses
+        self.first = self.last = None # mean loss of the first and the last eighth
+        self.least = math.inf      # least mean loss of an eighth
+        self.bad = 0               # eighths in a row without progress
+        self.total, self.n = 0., 0 # loss since the last eighth, and its steps
+
     _KEPT = "at", "began", "top", "first", "last", "least", "bad", "n"
     def state(self): return {k: getattr(self, k) for k in self._KEPT} | {"total": float(self.total)}
     def load(self, state):
         for k, v in state.items(): setattr(self, k, v)
 
-    def steps(self, learn):
-        "Steps of the stage under way, at most"
-        left, s = learn.cfg.steps - self.began, self.stages[self.at]
-        if self.at == len(self.stages) - 1: return max(1, left)
-        if self.cfg.epochs is not None: n = math.ceil(self.cfg.epochs[self.at]*s.tokens/(s.loader.batch_size*s.loader.length))
-        else: n = round(learn.cfg.steps*self.cfg.shares[self.at]/sum(self.cfg.shares))
-        return max(1, min(n, left - 1)) # something is left for the next
+    @property
+    def stage(self): return self.stages[self.at]
+    @property
+    def is_last(self): return self.at == len(self.stages) - 1
 
-    def before_fit(self, learn):
-        if self.began == 0 == learn.step: self.announce(learn)
-        learn.read_from(self.stages[self.at].loader)
-        self.narrow(learn)
+# %% ../../nbs/training/75_curriculum.ipynb #5012
+@patch
+def steps(self: Curriculum, learn) -> int:
+    "Steps of the stage under way, at most"
+    left = learn.cfg.steps - self.began
+    if self.is_last: return max(1, left)
+    if self.cfg.epochs is not None:
+        tokens_a_step = self.stage.loader.batch_size*self.stage.loader.length
+        n = math.ceil(self.cfg.epochs[self.at]*self.stage.tokens/tokens_a_step)
+    else: n = round(learn.cfg.steps*self.cfg.shares[self.at]/sum(self.cfg.shares))
+    return max(1, min(n, left - 1)) # something is left for the next
 
-    def announce(self, learn):
-        s = self.stages[self.at]
-        learn.note(stage={"name": s.name, "masked": [s.low, s.high], "steps": self.steps(learn), "tokens": s.tokens, "bound": s.bound})
+@patch
+def mask_ratios(
+    self: Curriculum,
+    progress: float, # of the stage, from 0 to 1
+) -> tuple[float, float]:
+    "The smallest and largest mask ratio of the next step"
+    low, high = self.stage.low, self.stage.high
+    full = (low, high) == (0, 1)
+    if full or self.cfg.masking == "random": return low, high # the full range is never narrowed
+    if self.cfg.masking == "linear":
+        ratio = high - (high - low)*min(1., progress)
+        return ratio, ratio
+    return low, low + (high - low)*self.top
 
-    def narrow(self, learn):
-        "Set the stage and the range of masked shares of the next step"
-        s, n = self.stages[self.at], self.steps(learn)
-        learn.stage = s.name, self.began, self.began + n, self.at < len(self.stages) - 1
-        span, p = s.high - s.low, (learn.step - self.began)/max(1, n - 1)
-        if (s.low, s.high) == (0, 1) or self.cfg.masking == "random": learn.shares = s.low, s.high # the full range is never narrowed
-        elif self.cfg.masking == "linear": learn.shares = (s.high - span*min(1., p),)*2
-        else: learn.shares = s.low, s.low + span*self.top
+# %% ../../nbs/training/75_curriculum.ipynb #5015
+@patch
+def judge(self: Curriculum):
+    "At the end of an eighth: did the loss fall?"
+    loss = float(self.total)/self.n
+    if self.first is None: self.first = loss
+    elif loss < self.last: self.top = min(1., self.top + 1/4)
+    self.bad = 0 if loss < .99*self.least else self.bad + 1
+    self.last, self.least = loss, min(loss, self.least)
+    self.total, self.n = 0., 0
 
-    def after_step(self, learn):
-        if not learn.skipped: self.total, self.n = self.total + learn.loss, self.n + 1
-        n, done = self.steps(learn), learn.step - self.began
-        if self.n and (done % max(1, n//self.EIGHTHS) == 0 or done >= n): self.judge()
-        why = "its steps were done" if done >= n else "its loss stopped falling" if self.cfg.patience and self.bad >= self.cfg.patience else None
-        if why and self.at < len(self.stages) - 1:
-            self.leave(learn, why)
-            self.at += 1; self.enter(learn.step)
-            self.announce(learn)
-            learn.read_from(self.stages[self.at].loader)
-        self.narrow(learn)
+@patch
+def why_end(self: Curriculum, learn) -> str | None:
+    "Why the stage under way ends here, or None"
+    if learn.step - self.began >= self.steps(learn): return "its steps were done"
+    if self.cfg.patience and self.bad >= self.cfg.patience: return "its loss stopped falling"
+    return None
 
-    def judge(self):
-        "At the end of an eighth: did the loss fall?"
-        loss = float(self.total)/self.n
-        if self.first is None: self.first = loss
-        elif loss < self.last: self.top = min(1., self.top + 1/4)
-        self.bad = 0 if loss < .99*self.least else self.bad + 1
-        self.last, self.least, self.total, self.n = loss, min(loss, self.least), 0., 0
+# %% ../../nbs/training/75_curriculum.ipynb #5017
+@patch
+def announce(self: Curriculum, learn):
+    "Note that a stage begins"
+    s = self.stage
+    learn.note(stage={"name": s.name, "masked": [s.low, s.high], "steps": self.steps(learn),
+                      "tokens": s.tokens, "bound": s.bound})
 
-    def leave(self, learn, why):
-        s = self.stages[self.at]
-        learn.note(stage_end={"name": s.name, "steps": learn.step - self.began, "why": why, "loss": [self.first, self.last], "perplexity": self.last and math.exp(min(700., self.last)), "bound": s.bound})
+@patch
+def leave(self: Curriculum, learn, why: str):
+    "Note that a stage ends"
+    perplexity = None if self.last is None else math.exp(min(700., self.last))
+    learn.note(stage_end={"name": self.stage.name, "steps": learn.step - self.began, "why": why,
+                          "loss": [self.first, self.last], "perplexity": perplexity, "bound": self.stage.bound})
 
-    def after_fit(self, learn):
-        if not learn.done and learn.step < learn.cfg.steps: return # to go on later
-        if self.n: self.judge()
-        self.leave(learn, "the training was")
+@patch
+def narrow(self: Curriculum, learn):
+    "Set the stage and the range of mask ratios of the next step"
+    n = self.steps(learn)
+    learn.stage = StageSpan(self.stage.name, self.began, self.began + n, self.is_last)
+    learn.mask_range = self.mask_ratios((learn.step - self.began)/max(1, n - 1))
+
+# %% ../../nbs/training/75_curriculum.ipynb #5018
+@patch
+def before_fit(self: Curriculum, learn):
+    if self.began == 0 == learn.step: self.announce(learn)
+    learn.read_from(self.stage.loader)
+    self.narrow(learn)
+
+@patch
+def after_step(self: Curriculum, learn):
+    if not learn.skipped: self.total, self.n = self.total + learn.loss, self.n + 1
+    n, done = self.steps(learn), learn.step - self.began
+    if self.n and (done % max(1, n//self.EIGHTHS) == 0 or done >= n): self.judge()
+    why = self.why_end(learn)
+    if why and not self.is_last:
+        self.leave(learn, why)
+        self.at += 1
+        self.enter(learn.step)
+        self.announce(learn)
+        learn.read_from(self.stage.loader)
+    self.narrow(learn)
+
+@patch
+def after_fit(self: Curriculum, learn):
+    if not learn.done and learn.step < learn.cfg.steps: return # to go on later
+    if self.n: self.judge()
+    self.leave(learn, "the training was")
 
 # %% ../../nbs/training/75_curriculum.ipynb #1001
-def stage_table(stages):
+def stage_table(stages: list[Stage]) -> list[str]:
     "What each stage has to read, as lines of Markdown"
-    rows = [f"| {s.name} | {s.low:.0%} – {s.high:.0%} | {s.pieces or '–'} | {s.tokens:,} | {'yes' if s.bound else 'no'} |" for s in stages]
-    return ["| stage | masked | pieces | tokens | loss is a bound |", "|---|---:|---:|---:|---:|", *rows]
+    lines = ["| stage | masked | pieces | tokens | loss is a bound |", "|---|---:|---:|---:|---:|"]
+    for s in stages:
+        bound = "yes" if s.bound else "no"
+        lines.append(f"| {s.name} | {s.low:.0%} – {s.high:.0%} | {s.pieces or '–'} | {s.tokens:,} | {bound} |")
+    return lines
 
-def plot_scores(book, cfg=None):
-    "The scores of sentences and of paragraphs, where the stages of `cfg` end, and the difficulty along the book"
-    from matplotlib.figure import Figure
-    cfg = cfg or CurriculumConfig()
-    fig = Figure(figsize=(9, 3), layout="constrained")
-    a, b = fig.subplots(1, 2)
-    for k, color in (("sentences", "tab:blue"), ("paragraphs", "tab:orange")):
-        t = getattr(book, k)
-        a.hist(t.score, bins=40, density=True, histtype="step", color=color, label=k)
-        for r, e in zip(cfg.reads, cfg.easy):
-            if e < 1 and r == k: a.axvline(t.score.quantile(e), color=color, ls=":", lw=1)
-    a.set(xlabel="difficulty", ylabel="density"); a.legend(frameon=False)
-    s = book.sentences
-    n = max(1, len(s)//60)
+# %% ../../nbs/training/75_curriculum.ipynb #501d
+_COLORS = {"sentences": "tab:blue", "paragraphs": "tab:orange"}
+
+def _plot_histograms(ax, book: Book, cfg: CurriculumConfig):
+    "The scores of sentences and of paragraphs; dotted: the hardest that a stage reads"
+    for level, color in _COLORS.items():
+        score = getattr(book, level).score
+        ax.hist(score, bins=40, density=True, histtype="step", color=color, label=level)
+        for reads, easy in zip(cfg.reads, cfg.easy):
+            if easy < 1 and reads == level: ax.axvline(score.quantile(easy), color=color, ls=":", lw=1)
+    ax.set(xlabel="difficulty", ylabel="density")
+    ax.legend(frameon=False)
+
+def _plot_course(ax, s): # a table of sentences
+    "The mean difficulty of some sixty parts of the book"
+    n = max(1, len(s)//60) # sentences in a part
+    parts = len(s)//n
     for k in ("lexical", "syntactic", "thematic", "score"):
-        b.plot(np.arange(len(s)//n)*n/len(s), s[k].to_numpy()[:len(s)//n*n].reshape(-1, n).mean(1), lw=2 if k == "score" else .8, label=k)
-    b.set(xlabel="place in the book", ylabel="mean rank of sentences"); b.legend(frameon=False, fontsize=7, ncol=2)
+        mean = s[k].to_numpy()[:parts*n].reshape(-1, n).mean(1)
+        ax.plot(np.arange(parts)*n/len(s), mean, lw=2 if k == "score" else .8, label=k)
+    ax.set(xlabel="place in the book", ylabel="mean rank of sentences")
+    ax.legend(frameon=False, fontsize=7, ncol=2)
+
+def plot_scores(
+    book: Book,
+    cfg: CurriculumConfig | None = None,
+): # a matplotlib figure
+    "The scores of sentences and of paragraphs, where the stages end, and the difficulty along the book"
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(9, 3), layout="constrained")
+    left, right = fig.subplots(1, 2)
+    _plot_histograms(left, book, cfg or CurriculumConfig())
+    _plot_course(right, book.sentences)
     return fig
 
 # %% ../../nbs/training/75_curriculum.ipynb #1002
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}table{{border-collapse:collapse}}td,th{{padding:.2em .7em;text-align:left;border-bottom:1px solid #8884}}li{{margin:.4em 0}}small{{opacity:.6}}img{{max-width:100%}}</style>
-<h1>{name}</h1><p>{sentences:,} sentences in {paragraphs:,} paragraphs, {pairs:,} linked pairs; held-out text included.</p>
-<h2>Stages</h2>{stages}<h2>Difficulty</h2><img src="scores.png" alt="Histograms of the difficulty of sentences and paragraphs, and the difficulty along the book">
-<h2>The ten easiest sentences</h2><ol>{easiest}</ol><h2>The ten hardest sentences</h2><ol>{hardest}</ol><h2>Ten arguments</h2><ol>{arguments}</ol></html>
+<style>\
+body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}\
+table{{border-collapse:collapse}}td,th{{padding:.2em .7em;text-align:left;border-bottom:1px solid #8884}}\
+li{{margin:.4em 0}}small{{opacity:.6}}img{{max-width:100%}}\
+</style>
+<h1>{name}</h1>\
+<p>{sentences:,} sentences in {paragraphs:,} paragraphs, {pairs:,} linked pairs; held-out text included.</p>
+<h2>Stages</h2>{stages}\
+<h2>Difficulty</h2>\
+<img src="scores.png" \
+alt="Histograms of the difficulty of sentences and paragraphs, and the difficulty along the book">
+<h2>The ten easiest sentences</h2><ol>{easiest}</ol>\
+<h2>The ten hardest sentences</h2><ol>{hardest}</ol>\
+<h2>Ten arguments</h2><ol>{arguments}</ol></html>
 """
 
-def inspect_book(book, stages, cfg, folder):
-    "Write `segments.parquet`, `pairs.parquet`, `stages.json`, `scores.png` and `report.html` into a folder; returns what `stages.json` says"
+def _html_table(markdown: list[str]) -> str:
+    "A table of Markdown in HTML"
+    rows = [line.strip("|").split("|") for line in markdown if not line.startswith("|---")]
+    cells = ["</td><td>".join(html.escape(c.strip()) for c in row) for row in rows]
+    return "<table>" + "".join(f"<tr><td>{row}</td></tr>" for row in cells) + "</table>"
+
+# %% ../../nbs/training/75_curriculum.ipynb #5020
+def _page(book: Book, stages: list[Stage]) -> str:
+    "The page about a book, in HTML"
+    s, p = book.sentences, book.pairs
+    def quote(i): return html.escape(" ".join(book.text[s.start[i]:s.end[i]].split()))
+    def items(rows): return "".join(f"<li>{quote(i)} <small>{s.score[i]:.2f}</small></li>" for i in rows)
+    order = s.score.sort_values().index
+    arguments = [f"<li><b>{html.escape(r.link)}</b>: {quote(r.first)} … {quote(r.second)}</li>"
+                 for r in p[p.link != "next"].iloc[:10].itertuples(index=False)]
+    return _PAGE.format(
+        name=html.escape(book.name), sentences=len(s), paragraphs=len(book.paragraphs), pairs=len(p),
+        stages=_html_table(stage_table(stages)), easiest=items(order[:10]), hardest=items(order[::-1][:10]),
+        arguments="".join(arguments))
+
+def _segments(book: Book):
+    "All sentences and paragraphs with their text, as a table"
     import pandas as pd
+    levels = [book.sentences.assign(level="sentence"), book.paragraphs.assign(level="paragraph")]
+    t = pd.concat(levels, ignore_index=True)
+    t["text"] = [book.text[a:b] for a, b in zip(t.start, t.end)]
+    t["side"] = [SPLITS[i] for i in t.side]
+    return t
+
+def _facts(book: Book, stages: list[Stage]) -> dict:
+    "What `stages.json` says"
+    return {"name": book.name,
+            "sentences": len(book.sentences), "paragraphs": len(book.paragraphs), "pairs": len(book.pairs),
+            "links": book.pairs.link.value_counts().to_dict(),
+            "words_in_a_sentence": book.sentences.words.describe().round(2).to_dict(),
+            "stages": [{k: v for k, v in z._asdict().items() if k != "loader"} for z in stages]}
+
+# %% ../../nbs/training/75_curriculum.ipynb #5021
+def inspect_book(
+    book: Book,
+    stages: list[Stage],
+    cfg: CurriculumConfig,
+    folder,               # made if it is not there
+) -> dict:
+    "Write segments.parquet, pairs.parquet, stages.json, scores.png and report.html; returns what stages.json says"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    quote = lambda t: html.escape(" ".join(t.split()))
-    s, p = book.sentences, book.pairs
-    text = [book.text[a:b] for a, b in zip(s.start, s.end)]
-    line = lambda i: f"<li>{quote(text[i])} <small>{s.score[i]:.2f}</small></li>"
-    order = s.score.sort_values().index
-    argued = p[p.link != "next"].iloc[:10]
-    cells = [[html.escape(c.strip()) for c in row.strip("|").split("|")] for row in stage_table(stages) if not row.startswith("|---")]
-    page = _PAGE.format(name=html.escape(book.name), sentences=len(s), paragraphs=len(book.paragraphs), pairs=len(p),
-                        stages="<table>" + "".join(f"<tr><td>{'</td><td>'.join(r)}</td></tr>" for r in cells) + "</table>",
-                        easiest="".join(map(line, order[:10])), hardest="".join(map(line, order[::-1][:10])),
-                        arguments="".join(f"<li><b>{html.escape(r.link)}</b>: {quote(text[r.first])} … {quote(text[r.second])}</li>" for r in argued.itertuples(index=False)))
-    segments = pd.concat([book.sentences.assign(level="sentence"), book.paragraphs.assign(level="paragraph")], ignore_index=True)
-    segments["text"], segments["side"] = [book.text[a:b] for a, b in zip(segments.start, segments.end)], [SPLITS[i] for i in segments.side]
-    for t, name in ((segments, "segments"), (p.assign(side=[SPLITS[i] for i in p.side]), "pairs")):
-        with atomic(folder/f"{name}.parquet") as tmp: t.to_parquet(tmp)
+    pairs = book.pairs.assign(side=[SPLITS[i] for i in book.pairs.side])
+    for table, name in ((_segments(book), "segments"), (pairs, "pairs")):
+        with atomic(folder/f"{name}.parquet") as tmp: table.to_parquet(tmp)
     with atomic(folder/"scores.png") as tmp: plot_scores(book, cfg).savefig(tmp, dpi=110, format="png")
-    facts = {"name": book.name, "sentences": len(s), "paragraphs": len(book.paragraphs), "pairs": len(p), "links": p.link.value_counts().to_dict(),
-             "words_in_a_sentence": s.words.describe().round(2).to_dict(), "stages": [{k: v for k, v in z._asdict().items() if k != "loader"} for z in stages]}
+    facts = _facts(book, stages)
     write_json(folder/"stages.json", facts)
-    write_text(folder/"report.html", page)
+    write_text(folder/"report.html", _page(book, stages))
     return facts

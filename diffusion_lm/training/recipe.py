@@ -118,7 +118,7 @@ def _check(cfg, tok=None):
     if tok is not None: # the samples that the run is to show must be possible
         lm = DiffusionLM(make_model(replace(cfg.model, width=8, heads=1, layers=1), len(tok), tok.specials, cfg.objective), tok)
         for p in s.prompts: lm.template(p)
-        for t in s.templates if lm.infills else (): lm._padded(t)
+        for t in s.templates if lm.infills else (): lm.padded(t)
     return cfg
 
 def stages_of(cfg, corpus, tok, store, blocks=1):

@@ -36,7 +36,7 @@ from ..lm import DiffusionLM
 from ..models.transformer import n_params
 from ..text.corpus import lasting
 from ..text.store import Loader, prepare
-from .budget import fit_micro_batch, limit_steps
+from .budget import HalveMicroBatch, fit_micro_batch, limit_steps
 from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Validate, sample_records
 from .checkpoint import CHECKPOINT, EMA, Checkpoint, steps_of
 from .curriculum import Curriculum
@@ -106,7 +106,7 @@ def _reading(cfg, objective, corpus, tok, store, say):
 
 def _callbacks(cfg, run, tok, store, stages, quiet, more):
     "The callbacks that a `RunConfig` asks for, and some more"
-    calls = [EMA(), Log(run/"log.jsonl", quiet), Validate(store, tok), Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *more]
+    calls = [HalveMicroBatch(), EMA(), Log(run/"log.jsonl", quiet), Validate(store, tok), Samples(tok, cfg.samples, run/"samples.jsonl", cfg.seed), Checkpoint(run), *more]
     if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
     if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
     if stages: calls.append(Curriculum(stages, cfg.curriculum))
