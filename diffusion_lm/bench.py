@@ -65,6 +65,7 @@ def _x_transformers():
         raise UserError("x-transformers is not installed; add it with: pip install 'diffusion_lm[bench]'") from None
     return x_transformers
 
+# %% ../nbs/95_bench.ipynb #a501
 class XTransformer(nn.Module):
     "x-transformers' network behind the interface of our models"
     causal, block = False, None
@@ -166,6 +167,7 @@ class Entry(NamedTuple):
     dtype: torch.dtype
     compiled: bool = False
 
+# %% ../nbs/95_bench.ipynb #a502
 @dataclass
 class LineUp:
     "What takes part, and on what"
@@ -231,6 +233,7 @@ def resident(device: torch.device) -> int:
     import psutil
     return psutil.Process().memory_info().rss
 
+# %% ../nbs/95_bench.ipynb #a503
 def afresh(f, *args, **kw):
     "The result of a call in a process of its own, whose peak of memory is its own too"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
@@ -261,6 +264,7 @@ def spread(values: list) -> dict:
     "Median and range"
     return {"value": statistics.median(values), "low": min(values), "high": max(values)}
 
+# %% ../nbs/95_bench.ipynb #a504
 def span(
     v: dict,        # what spread returns
     f: str = ".2f", # a format
@@ -286,6 +290,7 @@ def _mfu(c, peaks):
     "MFU of a contestant in each round; peaks: dtype → GFLOP/s in each round"
     return [c.flops/seconds/1e9/peak for seconds, peak in zip(c.wall, peaks[c.dtype])]
 
+# %% ../nbs/95_bench.ipynb #a505
 def _entry(c, first, peaks, memory):
     "The figures of a contestant; first: the one that ratios are relative to"
     s, tokens = statistics.median(c.wall), c.batch[0].numel()
@@ -305,6 +310,7 @@ def _applies(line_up):
     small = (c.width, c.heads, c.layers, c.length) == (384, 6, 6, 256)
     return small and (line_up.vocab, line_up.batch) == (8192, 16) and (line_up.device.type, threads) == ("cpu", 2)
 
+# %% ../nbs/95_bench.ipynb #a506
 def _targets(runners, peaks):
     "How the two targets fare"
     first, peers = runners[0], [c for c in runners if c.name == "x-transformers"]
@@ -354,6 +360,7 @@ def _race(runners, rounds, device, sizes, say):
             r.cpu.append(cpu)
     return peaks
 
+# %% ../nbs/95_bench.ipynb #a507
 def bench_train(*args, say=lambda s: None, **options) -> dict: # as for TrainBench; say is told how far it is
     "Measure training steps side by side; a dict that fits into JSON"
     o = TrainBench(*args, **options)
@@ -412,6 +419,7 @@ def _keep_time(o, method, calls):
         finally: calls.append(time.perf_counter() - start)
     setattr(o, method, g) # on the instance: it hides the method of the class
 
+# %% ../nbs/95_bench.ipynb #a508
 @contextlib.contextmanager
 def timed(
     learn: Learner,
@@ -467,6 +475,7 @@ def overhead(
             "model": repr(learn.model), "steps": learn.step, "seconds": watch.wall,
             "tokens_per_second": tokens/watch.wall, "parts": watch.parts(), "load": _load()}
 
+# %% ../nbs/95_bench.ipynb #a509
 def overhead_table(r: dict) -> list: # what overhead returns
     "The parts as lines of Markdown"
     def show(v, f): return "–" if v is None else format(v, f)
@@ -494,6 +503,7 @@ SAVINGS = {"plain": {},
            "one sequence at a time": {"micro_batch": 1},
            "all of these": {"loss": Objective, "dtype": "bfloat16", "checkpointing": True, "micro_batch": 1}}
 
+# %% ../nbs/95_bench.ipynb #a510
 def _step_cost(config, vocab, batch, device, threads, steps=3, loss=AllLogits, dtype="float32", **kw):
     "Median seconds and highest memory use of a step, and its loss; for a fresh process"
     torch.set_num_threads(threads)
@@ -526,6 +536,7 @@ def bench_memory(
     return {"machine": describe_machine(device), "device": str(device), "vocab": vocab, "batch": batch,
             "width": c.width, "layers": c.layers, "length": c.length, "rows": rows, "load": _load()}
 
+# %% ../nbs/95_bench.ipynb #a511
 def memory_table(r: dict) -> list: # what bench_memory returns
     "Its rows as lines of Markdown"
     lines = ["| step | seconds | × plain | memory beyond model and optimizer | × plain |", "|---|---:|---:|---:|---:|"]

@@ -52,6 +52,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
 
+# %% ../nbs/96_bench_sample.ipynb #a601
 def ours(
     s: Setting,
     sampler: str = "confidence",
@@ -97,6 +98,7 @@ def _race(writers, rounds, device):
             wall[k].append(clock(write, device)[0])
     return calls, wall
 
+# %% ../nbs/96_bench_sample.ipynb #a602
 def _rows(writers, rounds, device, tokens, base, **row):
     "One row for each writer: its speed, and how many times slower than `base` it is"
     calls, wall = _race(writers, rounds, device)
@@ -168,6 +170,7 @@ def _one_size(o, setting, say): # SampleBench, and a Setting whose steps are not
 EXACT, NO_CACHE = "block diffusion, exact cache", "… without the cache"
 MASKED = "masked diffusion in blocks, {} cache"
 
+# %% ../nbs/96_bench_sample.ipynb #a604
 def bench_blocks(
     s: Setting, # of one long text; its steps are not used
     block: int,
@@ -253,6 +256,7 @@ def sample_table(rows: list) -> list: # of bench_sample
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
+# %% ../nbs/96_bench_sample.ipynb #a603
 def drift_table(d: dict) -> list: # what bench_drift returns
     "The rows as lines of Markdown"
     lines = ["| block | cache | KL, nats | first guess changed | largest difference, nats |",

@@ -72,6 +72,7 @@ def board(root: str | Path = "/") -> dict:
         mode = names.get(number, number)
     return {"board": _read(root/"proc/device-tree/model"), "power_mode": mode}
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a204
 def power(root: str | Path = "/") -> float | None:
     "Watts that enter the module now; None if there is no such sensor"
     for label in Path(root).glob("sys/class/hwmon/hwmon*/in*_label"):
@@ -136,6 +137,7 @@ def timed(
     seconds = seconds[1:]
     return {"value": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a203
 class Counter:
     "Count the calls of a model's graphs (of `logits`, where it has no `run`)"
     def __init__(self, model):
@@ -156,6 +158,7 @@ class How:
     n: int = 5              # calls that count
     batches: tuple = (1, 4) # sequences at a time
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a201
 def _row(model, counter, b, info, how):
     "What a batch of b sequences takes"
     first = min(5, info["vocab_size"] - 1) # no special tokens
@@ -169,6 +172,7 @@ def _row(model, counter, b, info, how):
             "tokens_per_second": b*info["length"]/passage["value"],
             "watts": w.watts, "peak_memory": peak_memory(), "system_memory": w.taken}
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a202
 def measure(
     folder: str | Path,
     precision: str, # as the runtime calls it: fp32, int8, …
@@ -196,6 +200,7 @@ def _versions(*names):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError): out[k] = importlib.metadata.version(k)
     return out
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a205
 def bench_device(
     folder: str | Path,
     provider: str = "cpu", # as for How, from here on
@@ -253,6 +258,7 @@ def _parser():
     add("--json", metavar="FILE", help="write the JSON there (else to standard output)")
     return p
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a206
 def _write(path, text):
     "Write a file under another name, and rename it"
     tmp = Path(f"{path}.{os.getpid()}.tmp")
@@ -276,6 +282,7 @@ def _run(a): # parsed arguments
     _write(a.json, text)
     print("\n".join(device_lines(r)))
 
+# %% ../../nbs/deploy/92_bench_device.ipynb #a207
 def main(args=None) -> int:
     "The command; returns the exit status"
     a = _parser().parse_args(args)

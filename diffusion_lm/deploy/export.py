@@ -113,6 +113,7 @@ class Input(NamedTuple):
         "Which dimensions vary, as PyTorch's exporter wants to be told"
         return {i: torch.export.Dim.DYNAMIC for i, n in enumerate(self.dims) if n}
 
+# %% ../../nbs/deploy/90_export.ipynb #a016
 class Graph(NamedTuple):
     "What a graph is made from"
     net: nn.Module
@@ -126,6 +127,7 @@ def kind_of(model) -> str:
     if model.block: return "block"
     return "ar" if model.causal else "denoiser"
 
+# %% ../../nbs/deploy/90_export.ipynb #a002
 def _thought_graphs(model, at):
     c, size = model.config, model.block
     ids = Input(torch.full((2, size), model.specials[-1]), ("batch", None))
@@ -158,6 +160,7 @@ def _check_profile(batch, length):
     if rising and batch[0] >= 1 and length[0] >= 1: return
     raise UserError(f"a profile needs rising sizes of 1 or more, got rows {tuple(batch)} and tokens {tuple(length)}")
 
+# %% ../../nbs/deploy/90_export.ipynb #a003
 def profile_of(
     model,
     graph: str,                  # its name
@@ -183,6 +186,7 @@ def _need(*names):
     if missing:
         raise UserError(f"export needs {', '.join(missing)}; add it with: pip install 'diffusion_lm[export]'")
 
+# %% ../../nbs/deploy/90_export.ipynb #a001
 @contextlib.contextmanager
 def _quietly():
     "Without the warnings of the exporter and the quantizer"
@@ -231,6 +235,7 @@ def _trace(graph, opset):
     for z in (program.model, g, *g.inputs, *g.initializers.values(), *g.all_nodes()): z.metadata_props.clear()
     return program
 
+# %% ../../nbs/deploy/90_export.ipynb #a004
 def to_onnx(
     graph: Graph,
     path: str | Path, # the file to write
@@ -269,6 +274,7 @@ def _angles(g):
         todo += [made[i] for i in n.input if i in made]
     return sorted(out)
 
+# %% ../../nbs/deploy/90_export.ipynb #a005
 def halve(
     src: str | Path, # a graph
     dst: str | Path, # the file to write
@@ -293,6 +299,7 @@ def _calibration_reader(inputs):
         def get_next(self): return next(self.left, None)
     return Reader()
 
+# %% ../../nbs/deploy/90_export.ipynb #a006
 def quantize(
     src: str | Path, # a graph
     dst: str | Path, # the file to write
@@ -356,6 +363,7 @@ def _step(self: OnnxModel, x, pos, cache):
     keys, values = torch.cat([past, new], 2).chunk(2)
     return logits.view(b, l, -1), State(cache=list(zip(keys, values)))
 
+# %% ../../nbs/deploy/90_export.ipynb #a007
 @patch
 def _passage(self: OnnxModel, x, memory, latent):
     "Logits of a passage with its thoughts"
@@ -373,6 +381,7 @@ def remember(self: OnnxModel, x, s): return Thoughts(*self.run("write", ids=x, *
 
 OnnxModel.study = StackedDiffusionModel3D.study
 
+# %% ../../nbs/deploy/90_export.ipynb #a008
 @patch
 def two_streams(self: OnnxModel, x, masked, t=None):
     "Logits (b,l,V) of each block with its masked tokens hidden and what is before it clean"
@@ -405,6 +414,7 @@ def _random_input(name, inp, inputs, model, sizes, g):
     if inp.value.dtype == torch.bool: return z < .7
     return z if name == "importance" else 2*z - 1
 
+# %% ../../nbs/deploy/90_export.ipynb #a009
 def _random_inputs(
     model,
     graph: Graph,
@@ -430,6 +440,7 @@ def _logit_errors(model, graph, session, name, g):
             errors.append((a.double() - z.double())[finite].abs())
     return errors
 
+# %% ../../nbs/deploy/90_export.ipynb #a010
 @torch.no_grad()
 def parity(
     model,
@@ -462,6 +473,7 @@ def latency(
             if i: times[k].append(time.perf_counter() - start)
     return {k: statistics.median(v) for k, v in times.items()}
 
+# %% ../../nbs/deploy/90_export.ipynb #a011
 def _one_pass(model, sessions):
     "One evaluation of a row of the model's length, as a function"
     name, graph = next(iter(graphs(model).items()))
@@ -484,6 +496,7 @@ def _file(graph, precision):
     "The name of a graph's file"
     return f"{graph}.onnx" if precision == "fp32" else f"{graph}.{precision}.onnx"
 
+# %% ../../nbs/deploy/90_export.ipynb #a012
 def _variants(model, folder, o): # ExportOptions
     "Write the smaller graphs: precision → name of a graph → session"
     out, names = {}, list(graphs(model))
@@ -535,6 +548,7 @@ def _size(folder, name):
     "Bytes of a graph, with its weights where they have a file of their own"
     return sum(f.stat().st_size for f in folder.iterdir() if f.name in (name, f"{name}.data"))
 
+# %% ../../nbs/deploy/90_export.ipynb #a013
 def _costs(lm, model, every, o, say):
     "What smaller graphs cost: seconds of a pass, and bits per byte if there is text to score"
     out = {}
@@ -601,6 +615,7 @@ def _may_fill(out):
     if not out.exists() or (out/"export.json").exists(): return True
     return out.is_dir() and all(f.name.startswith(".") for f in out.iterdir())
 
+# %% ../../nbs/deploy/90_export.ipynb #a014
 def _fill(folder, lm, model, o, say):
     "Write all files of an export"
     more = _onnx_files(lm, model, folder, o, say) if o.format == "onnx" else _torch_package(model, folder)
@@ -634,6 +649,7 @@ def _resized(name, sizes, i, batch, length):
     if name == "ids": return [batch[i], length[i], *sizes[2:]]
     return [batch[i], *sizes[1:]]
 
+# %% ../../nbs/deploy/90_export.ipynb #a015
 def _for_tensorrt(folder, graph, precision, batch, length):
     "The file of a graph and its profile; raises `UserError` for what TensorRT does not take"
     folder = Path(folder)

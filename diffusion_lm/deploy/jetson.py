@@ -34,6 +34,7 @@ def _plain(config):
         raise UserError("the roofline knows the plain network only: no thoughts, no time conditioning")
     return c, -(-8*c.width//3//64)*64
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a301
 def forward_ops(
     config: ModelConfig,
     vocab: int,                # size of the vocabulary
@@ -113,6 +114,7 @@ def _op_seconds(op, device, dtype):
     moved = weight*op.weights + value*op.values
     return device.overhead + max(op.flops/rate, moved/device.bandwidth)
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a302
 def step_seconds(
     device: Device,
     config: ModelConfig, # as for forward_ops, but for the dtype
@@ -129,6 +131,7 @@ def step_seconds(
     ops = forward_ops(config, vocab, batch, length, places)
     return sum(o.count*_op_seconds(o, device, dtype) for o in ops)
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a303
 def steps_within(
     seconds: float, # for a passage
     device: Device,
@@ -151,6 +154,7 @@ def n_weights(
     products, gains, biases = 4*d*d + 3*d*H, 2*d, 3*d*c.neighbours
     return vocab*d + c.layers*(products + gains + biases) + d
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a304
 def memory_bytes(
     config: ModelConfig, # as for step_seconds, from here on
     vocab: int,
@@ -191,6 +195,7 @@ def predict(
             "per_watt": speed/device.watts if device.watts else None,
             "memory": memory, "fits": memory <= device.memory if device.memory else None}
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a305
 def predict_presets(
     device: Device,
     **kw, # as for predict
@@ -232,6 +237,7 @@ def _what_was_measured(r):
         return config, r["vocab_size"], r["length"], steps
     except (KeyError, TypeError, AttributeError): raise UserError("this is not a record of bench_device") from None
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a306
 def device_rows(
     record,                       # what bench_device wrote: a path, or what is in it
     device: Device | None = None, # to compare with; the Orin Nano in the record's power mode if not given
@@ -261,6 +267,7 @@ def _log_axes(ax, low, high):
         axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
         axis.set_ticks([], minor=True)
 
+# %% ../../nbs/deploy/93_jetson.ipynb #a307
 def plot_device(
     record,                       # as for device_rows
     device: Device | None = None,

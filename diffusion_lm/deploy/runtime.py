@@ -7,7 +7,7 @@ __all__ = ['TIE', 'SAMPLERS', 'FORMAT', 'PROVIDERS', 'FAR', 'READERS', 'UserErro
            'reshape', 'Step', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'ranked', 'Confidence', 'entropy',
            'Entropy', 'Threshold', 'make_policy', 'SampleOptions', 'spans', 'behind', 'restrict', 'sample', 'seal',
            'read_about', 'check_file', 'check_shape', 'Text', 'patch', 'tensorrt_options', 'provider_list', 'Graphs',
-           'WholeReader', 'BlockReader', 'CausalReader', 'PassageReader', 'Model', 'main']
+           'Model', 'WholeReader', 'BlockReader', 'CausalReader', 'PassageReader', 'main']
 
 # %% ../../nbs/deploy/91_runtime.ipynb #0003
 import argparse
@@ -219,6 +219,7 @@ def spans(
     if aligned: first = first//size*size
     return [(i, min(l, i + size)) for i in range(first, l, size) if start[:, i:i + size].any()]
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a104
 def behind(
     x: np.ndarray,     # tokens (b,l)
     start: np.ndarray, # positions that were free (b,l)
@@ -233,6 +234,7 @@ def _uniforms(gens, *shape):
     "Uniform numbers in [0,1), from one generator for each row (b,*shape)"
     return np.stack([g.random(shape) for g in gens])
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a105
 def restrict(
     logits: np.ndarray, # (n,V), of the wanted positions in order
     want: np.ndarray,   # (b,l)
@@ -243,6 +245,18 @@ def restrict(
     places, allowed = among
     here = np.broadcast_to(places, want.shape)[want][:, None]
     return np.where(here & ~allowed, np.float32(-np.inf), logits)
+
+# %% ../../nbs/deploy/91_runtime.ipynb #5080
+def _generators(seed, rows, block):
+    "A generator for each row; the first block draws as a text without blocks"
+    key = (block,) if block else ()
+    return [rng(seed, "row", r, *key) for r in rows]
+
+def _within(start, span):
+    "The free positions (b,l) of a block"
+    here = np.zeros_like(start)
+    here[:, slice(*span)] = start[:, slice(*span)]
+    return here
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5032
 def sample(
@@ -265,10 +279,7 @@ def sample(
     start = (x == mask) & (True if only is None else only)
     total = max(1, int(start.sum(1).max()))
     for k, span in enumerate(spans(start, o.block, o.aligned)):
-        key = (k,) if k else () # the first block draws as a text without blocks
-        gens = [rng(o.seed, "row", r, *key) for r in rows]
-        here = np.zeros_like(start)
-        here[:, slice(*span)] = start[:, slice(*span)]
+        gens, here = _generators(o.seed, rows, k), _within(start, span)
         times = _uniforms(gens, l)
         n = max(1, round(o.steps*int(here.sum(1).max())/total)) # steps of this block
         ratios = 1 - np.linspace(0, 1, n + 1)
@@ -296,6 +307,7 @@ def seal(about: dict) -> str: # what export.json says
     text = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True).encode()
     return digest(len(text).to_bytes(8, "little") + text)
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a101
 def read_about(folder: str | Path) -> dict:
     "What export.json says; raises `UserError` where it is missing, damaged, altered or of another version"
     path = Path(folder)/"export.json"
@@ -325,6 +337,7 @@ def check_file(
     if data in about["digests"]: check_file(folder, data, about)
     return path
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a102
 def check_shape(
     name: str,
     shape: tuple,  # of an input
@@ -347,6 +360,7 @@ def _check_spelling(texts, nothing):
         raise UserError(f"{nothing}'{' '.join(m[0].split())}' is misspelt: "
                         "write [MASK:8] where eight tokens are to be found")
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a103
 def _holes(template):
     "The texts around the holes, and how many tokens each hole is for; `UserError` for what is misspelt or too much"
     if not isinstance(template, str):
@@ -503,6 +517,39 @@ def _open(self: Graphs, graph):
     except Exception as e:
         raise UserError(f"ONNX Runtime cannot open {path}: {' '.join(str(e).split())[:160]}") from None
 
+# %% ../../nbs/deploy/91_runtime.ipynb #5059
+class Model(Graphs):
+    "An exported model: text in, text out"
+    def __init__(
+        self,
+        folder: str | Path,      # that dlm export made
+        precision: str = "fp32", # fp32, fp16 or int8, where the folder has it
+        provider: str = "cpu",   # cpu, cuda or tensorrt
+        threads: int = 0,        # of the CPU; 0: as many as there are cores
+    ):
+        super().__init__(folder, precision, provider, threads)
+        a, ids = self.about, self.about["specials"]
+        self.kind, self.length, self.vocab_size, self.name = a["kind"], a["length"], a["vocab_size"], a["name"]
+        self.block = a["block"] if self.kind in ("block", "thought") else None
+        self.stateful = a["carries"] # does it pass hidden states from step to step?
+        self.pad, self.mask, self.bos, self.eos, self.sep = (ids[k] for k in ("pad", "mask", "bos", "eos", "sep"))
+        self.text = Text(check_file(folder, "tokenizer.json", a), ids)
+        main = {"denoiser": "model", "thought": "passage"}.get(self.kind, "block")
+        self.session(main) # better to learn now that it cannot be read
+
+    def __repr__(self):
+        millions = self.about["parameters"]/1e6
+        return (f"Model({self.name}: {self.kind}, {millions:.1f}M parameters, {self.vocab_size:,} tokens, "
+                f"length {self.length}, {self._precision} on {self.provider})")
+
+# %% ../../nbs/deploy/91_runtime.ipynb #5060
+@patch
+def first_thoughts(self: Model, b: int) -> dict: # rows
+    "The stacks with which a text begins"
+    path = check_file(self.folder, "thoughts.npz", self.about)
+    with np.load(path, allow_pickle=False) as z:
+        return {k: np.repeat(z[k], b, 0) for k in ("maps", "age", "filled", "importance")}
+
 # %% ../../nbs/deploy/91_runtime.ipynb #001a
 class WholeReader:
     "Reads a denoiser"
@@ -527,6 +574,7 @@ def _no_cache(model, b):
     c = model.about["config"]
     return np.zeros((2*c["layers"], b, 0, c["heads"], c["width"]//c["heads"]), np.float32)
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a107
 class BlockReader:
     "Reads a block-diffusion model"
     def __init__(self, model):
@@ -589,58 +637,30 @@ class PassageReader:
         self.latent = latent[0] if latent else None
         return logits
 
-    def hidden(self, b):
-        "Hidden states of the last step of this passage; zeros before the first"
-        if self.latent is not None: return self.latent
-        return np.zeros((b, self.size, self.model.about["config"]["width"]), np.float32)
+# %% ../../nbs/deploy/91_runtime.ipynb #a109
+@patch
+def hidden(self: PassageReader, b):
+    "Hidden states of the last step of this passage; zeros before the first"
+    if self.latent is not None: return self.latent
+    return np.zeros((b, self.size, self.model.about["config"]["width"]), np.float32)
 
-    def catch_up(self, x, start):
-        "Write a thought of each finished passage that has none"
-        if self.thoughts is None: self.thoughts = self.model.first_thoughts(len(x))
-        elif start <= self.seen: return
-        for i in range(self.seen, start, self.size):
-            new = self.model.run("write", ids=np.ascontiguousarray(x[:, i:i + self.size]), **self.thoughts)
-            self.thoughts = dict(zip(self.thoughts, new))
-        self.seen, self.latent = start, None
+@patch
+def catch_up(self: PassageReader, x, start):
+    "Write a thought of each finished passage that has none"
+    if self.thoughts is None: self.thoughts = self.model.first_thoughts(len(x))
+    elif start <= self.seen: return
+    for i in range(self.seen, start, self.size):
+        new = self.model.run("write", ids=np.ascontiguousarray(x[:, i:i + self.size]), **self.thoughts)
+        self.thoughts = dict(zip(self.thoughts, new))
+    self.seen, self.latent = start, None
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a106
 READERS = {"denoiser": WholeReader, "block": BlockReader, "ar": CausalReader, "thought": PassageReader}
 
-# %% ../../nbs/deploy/91_runtime.ipynb #5059
-class Model(Graphs):
-    "An exported model: text in, text out"
-    def __init__(
-        self,
-        folder: str | Path,      # that dlm export made
-        precision: str = "fp32", # fp32, fp16 or int8, where the folder has it
-        provider: str = "cpu",   # cpu, cuda or tensorrt
-        threads: int = 0,        # of the CPU; 0: as many as there are cores
-    ):
-        super().__init__(folder, precision, provider, threads)
-        a, ids = self.about, self.about["specials"]
-        self.kind, self.length, self.vocab_size, self.name = a["kind"], a["length"], a["vocab_size"], a["name"]
-        self.block = a["block"] if self.kind in ("block", "thought") else None
-        self.stateful = a["carries"] # does it pass hidden states from step to step?
-        self.pad, self.mask, self.bos, self.eos, self.sep = (ids[k] for k in ("pad", "mask", "bos", "eos", "sep"))
-        self.text = Text(check_file(folder, "tokenizer.json", a), ids)
-        main = {"denoiser": "model", "thought": "passage"}.get(self.kind, "block")
-        self.session(main) # better to learn now that it cannot be read
-
-    def reader(self):
-        "A function for `sample` that reads one batch from its beginning to its end"
-        return READERS[self.kind](self)
-
-    def __repr__(self):
-        millions = self.about["parameters"]/1e6
-        return (f"Model({self.name}: {self.kind}, {millions:.1f}M parameters, {self.vocab_size:,} tokens, "
-                f"length {self.length}, {self._precision} on {self.provider})")
-
-# %% ../../nbs/deploy/91_runtime.ipynb #5060
 @patch
-def first_thoughts(self: Model, b: int) -> dict: # rows
-    "The stacks with which a text begins"
-    path = check_file(self.folder, "thoughts.npz", self.about)
-    with np.load(path, allow_pickle=False) as z:
-        return {k: np.repeat(z[k], b, 0) for k in ("maps", "age", "filled", "importance")}
+def reader(self: Model):
+    "A function for `sample` that reads one batch from its beginning to its end"
+    return READERS[self.kind](self)
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5061
 @patch
@@ -780,6 +800,7 @@ def _write(o): # parsed arguments
     given = o.prompt if o.infill is None else o.infill
     return texts, {"prompt": given, "seed": o.seed, "sampler": used.sampler, "steps": None if free else used.steps}
 
+# %% ../../nbs/deploy/91_runtime.ipynb #a108
 def main(args=None) -> int:
     "Write with an exported model; returns the exit status"
     for s in (sys.stdout, sys.stderr): # a code page need not have every character
