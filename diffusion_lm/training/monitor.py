@@ -39,7 +39,7 @@ def _group_of(name, is_table):
     return "embed" if is_table else "rest"
 
 def layer_groups(
-    model: nn.Module, # its `blocks` are its layers
+    model: nn.Module, # its attribute blocks holds its layers
 ) -> dict[str, list[nn.Parameter]]:
     "Parameters by name of group: \"embed\", \"block 0\", …, \"rest\""
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
