@@ -208,7 +208,7 @@ def _attention_call(name, layer, args, kw, out):
 @contextlib.contextmanager
 def watch_attention(
     model: nn.Module,
-    see: Callable, # see(call) is given an `AttentionCall`
+    see: Callable, # see(call) is given an AttentionCall
 ) -> Iterator[None]:
     "Within this context `see` is shown every call of an `Attention` of `model`"
     def listen(name):
