@@ -199,7 +199,7 @@ class Learner:
 
     def __init__(self,
         objective: nn.Module, # an Objective, with its model
-        loader: Any,          # has `batch(step, rank, world)`, `batch_size` and `length`
+        loader: Any,          # has batch(step, rank, world), batch_size and length
         cfg: TrainConfig,
         callbacks: Iterable[Callback] = (),
     ):

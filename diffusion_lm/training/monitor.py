@@ -39,7 +39,7 @@ def _group_of(name, is_table):
     return "embed" if is_table else "rest"
 
 def layer_groups(
-    model: nn.Module, # its `blocks` are its layers
+    model: nn.Module, # its attribute blocks holds its layers
 ) -> dict[str, list[nn.Parameter]]:
     "Parameters by name of group: \"embed\", \"block 0\", …, \"rest\""
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -208,7 +208,7 @@ def _attention_call(name, layer, args, kw, out):
 @contextlib.contextmanager
 def watch_attention(
     model: nn.Module,
-    see: Callable, # see(call) is given an `AttentionCall`
+    see: Callable, # see(call) is given an AttentionCall
 ) -> Iterator[None]:
     "Within this context `see` is shown every call of an `Attention` of `model`"
     def listen(name):
