@@ -461,7 +461,7 @@ class Source(NamedTuple):
 
 def notes(
     name:str,     # what the source is called
-    seen:Counter, # of a `Source`
+    seen:Counter, # of a Source
 ) -> tuple[str, ...]:
     "A line for each thing that was left out or changed"
     return tuple(f"{name}: {n:,} {noun}{'s' if n != 1 else ''} {rest}" for (noun, rest), n in seen.items())
