@@ -81,6 +81,7 @@ def _check_free(run, name, out):
     if not run.is_dir() or not all(known(f) for f in run.iterdir()):
         raise UserError(f"{run} exists and is no run; choose another --name")
 
+# %% ../../nbs/training/78_run.ipynb #2021
 def claim(
     name: str,
     out=None,                # the folder of runs
@@ -353,6 +354,7 @@ def _training_figures(run, cfg, learn, model, train_tokens):
         "best_step": learn.best and learn.best[1],
     }
 
+# %% ../../nbs/training/78_run.ipynb #2020
 def summarise(run, cfg, learn, model, tok, store, quiet=False):
     "What goes into summary.json: the training, the scores on the test split, and what they are compared with"
     test, train_tokens = np.asarray(store.split("test")), store.split("train")
