@@ -70,8 +70,8 @@ def test_refused(refused, trained, recipe, tmp_path, line, why):
 def test_each_benchmark_has_its_options(capsys):
     "The table names options that there are, and every option is of some benchmark"
     known = set()
-    with patch.object(cli, "_parse", side_effect=lambda p, a: known.update(x.dest for x in p._actions) or pytest.fail("")), pytest.raises(BaseException): cli._bench_options(["train"])
-    of = {b: set(o.split()) for b, o in cli._BENCH_OPTIONS.items()}
+    with patch("diffusion_lm.command._parse", side_effect=lambda p, a: known.update(x.dest for x in p._actions) or pytest.fail("")), pytest.raises(BaseException): cli.BenchCommand.parse(["train"])
+    of = {b: set(o.split()) for b, o in cli.BENCH_OPTIONS.items()}
     assert set(of) == set(BENCHES) and set().union(*of.values()) == known - {"help", "what", "run", "json"}
 
 def test_steps_that_are_not_counted(dlm, trained):
@@ -289,7 +289,7 @@ def flags(command):
     "The options of a command and those of its parser that take no value"
     found = []
     def look(parser, args): found.extend((o, a.nargs == 0) for a in parser._actions for o in a.option_strings if o not in ("-h", "--help")); raise UserError("seen")
-    with patch.object(cli, "_parse", look), redirect_stderr(StringIO()): main([command, "tiny"] if command != "train" else [command])
+    with patch("diffusion_lm.command._parse", look), redirect_stderr(StringIO()): main([command, "tiny"] if command != "train" else [command])
     return found
 
 WRITE = ["sample", "chat", "eval", "runs"] # run to the end; of the others only what is refused beforehand
