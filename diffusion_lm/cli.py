@@ -68,23 +68,9 @@ class PrepareCommand(RecipeCommand):
         tokens = ", ".join(f"{split} {n:,}" for split, n in result["tokens"].items())
         lines = [f"{corpus}: {tokens} tokens of {result['bytes_per_token']:.2f} bytes, vocabulary {len(tok):,}"]
         if self.inspect:
-            result["inspect"], more = self.inspection(corpus, tok, store)
+            result["inspect"], more = _inspect(self, corpus, tok, store)
             lines += more
         self.answer(result, lines)
-
-    def inspection(self, corpus, tok, store):
-        "Write the report on difficulty; its figures, and lines that say what it found"
-        from diffusion_lm.training.curriculum import CurriculumConfig, inspect_book, stage_table
-        from diffusion_lm.training.recipe import stages_of
-        lines, cfg = [], self.cfg
-        if not cfg.curriculum.measures:
-            cfg = replace(cfg, curriculum=CurriculumConfig(difficulty=cfg.curriculum.difficulty))
-            lines += ["", "all stages of this recipe read the running text; by difficulty they would read:"]
-        book, stages = stages_of(cfg, corpus, tok, store)
-        folder = Path(self.out or f"{Path(corpus.name).stem}-inspect")
-        figures = inspect_book(book, stages, cfg.curriculum, folder)
-        where = f"{short_path(folder/'report.html')} to read, segments.parquet and stages.json beside it for programs"
-        return figures, [*lines, "", *table(stage_table(stages)), "", where]
 
 # %% ../nbs/99_cli.ipynb #0039
 def _text_figures(cfg, corpus, tok, store):
@@ -94,6 +80,20 @@ def _text_figures(cfg, corpus, tok, store):
             "tokens": {s: len(store.split(s)) for s in SPLITS},
             "bytes_per_token": float(store.n_bytes.sum()/len(store.tokens)),
             "store": store.path.name, "fingerprint": corpus.fingerprint, "notes": list(corpus.notes)}
+
+def _inspect(c, corpus, tok, store):
+    "Write the report on difficulty for a `PrepareCommand`; its figures, and lines for people"
+    from diffusion_lm.training.curriculum import CurriculumConfig, inspect_book, stage_table
+    from diffusion_lm.training.recipe import stages_of
+    lines, cfg = [], c.cfg
+    if not cfg.curriculum.measures:
+        cfg = replace(cfg, curriculum=CurriculumConfig(difficulty=cfg.curriculum.difficulty))
+        lines += ["", "all stages of this recipe read the running text; by difficulty they would read:"]
+    book, stages = stages_of(cfg, corpus, tok, store)
+    folder = Path(c.out or f"{Path(corpus.name).stem}-inspect")
+    figures = inspect_book(book, stages, cfg.curriculum, folder)
+    where = f"{short_path(folder/'report.html')} to read, segments.parquet and stages.json beside it for programs"
+    return figures, [*lines, "", *table(stage_table(stages)), "", where]
 
 # %% ../nbs/99_cli.ipynb #0041
 @dataclass(kw_only=True)
@@ -411,39 +411,41 @@ class EvalCommand(RunCommand):
         check_that(self.samples >= 2, f"--samples must be at least 2, got {self.samples}")
         _check_seed(self.seed)
 
-    def __call__(self): return self.judge() if self.style else self.score()
+    def __call__(self): return _judge(self) if self.style else _score(self)
 
-    def score(self):
-        "Score text in bits per byte"
-        from diffusion_lm.core import pick_dtype
-        from diffusion_lm.evaluation.metrics import is_exact
-        from diffusion_lm.text.reading import read_text
-        text = read_text(self.file) if self.file else None
-        lm, start = self.load(), time.perf_counter()
-        refuse(self.given, Rule("draws", not is_exact(lm.model), "goes with a bound; the score of this run is exact"))
-        lm.dtype = pick_dtype(lm.device)
-        figures = self.own_figures(lm) if text is None else lm.score(text, self.draws)
-        result = _score_report(lm, figures, time.perf_counter() - start)
-        self.answer(result, _score_lines(result))
+# %% ../nbs/99_cli.ipynb #0075
+def _score(c):
+    "Score text in bits per byte, for an `EvalCommand`"
+    from diffusion_lm.core import pick_dtype
+    from diffusion_lm.evaluation.metrics import is_exact
+    from diffusion_lm.text.reading import read_text
+    text = read_text(c.file) if c.file else None
+    lm, start = c.load(), time.perf_counter()
+    refuse(c.given, Rule("draws", not is_exact(lm.model), "goes with a bound; the score of this run is exact"))
+    lm.dtype = pick_dtype(lm.device)
+    figures = _own_figures(c, lm) if text is None else lm.score(text, c.draws)
+    result = _score_report(lm, figures, time.perf_counter() - start)
+    c.answer(result, _score_lines(result))
 
-    def own_figures(self, lm):
-        "Estimates on the run's own test text"
-        from diffusion_lm.training.report import test_figures
-        return test_figures(lm.model, lm.tokenizer, own_text(lm), self.draws, self.max_tokens or None, lm.dtype,
-                            quiet=self.json)
+def _own_figures(c, lm):
+    "Estimates on the run's own test text"
+    from diffusion_lm.training.report import test_figures
+    return test_figures(lm.model, lm.tokenizer, own_text(lm), c.draws, c.max_tokens or None, lm.dtype,
+                        quiet=c.json)
 
-    def judge(self):
-        "Judge what the run writes"
-        from diffusion_lm.evaluation.style import style_table
-        from diffusion_lm.text.reading import read_text
-        from diffusion_lm.training.report import style_figures
-        reference = read_text(self.reference) if self.reference else None
-        lm = self.load()
-        note(f"writing {self.samples} texts")
-        r = style_figures(recipe_of(lm), lm, reference, self.samples, self.seed)
-        size = (f"{r['texts']} texts of {r['words']:,} words beside {r['reference_words']:,}; intervals by text, "
-                f"those of the book's distances by piece of {r['words']:,} words")
-        self.answer({"name": lm.name} | r, [*table(style_table(r)), "", size])
+# %% ../nbs/99_cli.ipynb #0076
+def _judge(c):
+    "Judge what the run writes, for an `EvalCommand`"
+    from diffusion_lm.evaluation.style import style_table
+    from diffusion_lm.text.reading import read_text
+    from diffusion_lm.training.report import style_figures
+    reference = read_text(c.reference) if c.reference else None
+    lm = c.load()
+    note(f"writing {c.samples} texts")
+    r = style_figures(recipe_of(lm), lm, reference, c.samples, c.seed)
+    size = (f"{r['texts']} texts of {r['words']:,} words beside {r['reference_words']:,}; intervals by text, "
+            f"those of the book's distances by piece of {r['words']:,} words")
+    c.answer({"name": lm.name} | r, [*table(style_table(r)), "", size])
 
 # %% ../nbs/99_cli.ipynb #0074
 def _score_report(lm, figures, seconds):
@@ -643,22 +645,22 @@ class ExportCommand(Command):
         from diffusion_lm.lm import DiffusionLM
         lm = DiffusionLM.from_run(self.run, self.runs or None, "cpu")
         folder = Path(self.out or f"{lm.name}-{self.format}")
-        score, windows = self.test_text(lm) if self.smaller else (None, None)
+        score, windows = _test_text(self, lm) if self.smaller else (None, None)
         about = export_lm(lm, folder, self.fp16, self.int8, windows, self.opset, score, self.format, say=note)
         self.answer(about, _export_lines(about, short_path(folder.resolve())))
 
-    def test_text(self, lm):
-        "Test tokens with their bounds, and windows of validation text; None where the text is not there"
-        from diffusion_lm.core import UserError
-        try: store = own_text(lm)
-        except UserError as e:
-            if self.static: raise
-            note(f"what the smaller graphs cost is not measured: {e}")
-            return None, None
-        windows = _validation_windows(lm, store) if self.static else None
-        return _first_tokens(store, self.max_tokens), windows
-
 # %% ../nbs/99_cli.ipynb #0080
+def _test_text(c, lm):
+    "Test tokens with their bounds, and windows of validation text; None where the text is not there"
+    from diffusion_lm.core import UserError
+    try: store = own_text(lm)
+    except UserError as e:
+        if c.static: raise
+        note(f"what the smaller graphs cost is not measured: {e}")
+        return None, None
+    windows = _validation_windows(lm, store) if c.static else None
+    return _first_tokens(store, c.max_tokens), windows
+
 def _first_tokens(store, n):
     "The first tokens of the test split, and the bounds of their documents"
     tokens, bounds = store.split("test")[:n], store.documents("test")
