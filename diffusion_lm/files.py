@@ -196,6 +196,13 @@ def parse_yaml(
 # %% ../nbs/02_files.ipynb #4a01
 RENAMED = {"model.thought.stretch": "model.thought.segment"} # keys of older versions, and what they are called now
 
+_noted = set() # lines that have been printed: a file may be read more than once
+
+def _note_once(line):
+    "Print a note on stderr, unless it has been printed before"
+    if line not in _noted: print(line, file=sys.stderr)
+    _noted.add(line)
+
 def rename_keys(
     settings: dict, # what a file of settings says
     where,          # the file, for the note
@@ -206,7 +213,7 @@ def rename_keys(
         inner = settings
         for section in sections: inner = inner.get(section) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or key not in inner: continue
-        print(f"{where}: {old} is called {new} now", file=sys.stderr)
+        _note_once(f"{where}: {old} is called {new} now")
         inner[new.split(".")[-1]] = inner.pop(key)
     return settings
 

@@ -121,8 +121,9 @@ def test_each_benchmark_has_its_options(capsys):
     def look(parser, args):
         known.update(action.dest for action in parser._actions)
         raise UserError("seen")
-    with patch.object(cli, "_parse", look), pytest.raises(UserError, match="seen"): cli._bench_options(["train"])
-    of = {b: set(o.split()) for b, o in cli._BENCH_OPTIONS.items()}
+    with patch("diffusion_lm.command._parse", look), pytest.raises(UserError, match="seen"):
+        cli.BenchCommand.parse(["train"])
+    of = {b: set(o.split()) for b, o in cli.BENCH_OPTIONS.items()}
     assert set(of) == set(BENCHES) and set().union(*of.values()) == known - {"help", "what", "run", "json"}
 
 def test_steps_that_are_not_counted(dlm, trained):
@@ -429,7 +430,7 @@ def flags(command):
             found.extend((o, action.nargs == 0) for o in action.option_strings if o not in ("-h", "--help"))
         raise UserError("seen")
     line = [command, "tiny"] if command != "train" else [command]
-    with patch.object(cli, "_parse", look), redirect_stderr(StringIO()): main(line)
+    with patch("diffusion_lm.command._parse", look), redirect_stderr(StringIO()): main(line)
     return found
 
 WRITE = ["sample", "chat", "eval", "runs"] # run to the end; of the others only what is refused beforehand

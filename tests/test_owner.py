@@ -18,6 +18,7 @@ from diffusion_lm import cli, files
 from diffusion_lm.core import UserError
 from diffusion_lm.files import commit_folder, damage, digest, owner, read_jsonl, refill_folder, write_json
 from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.terminal import disk_error
 from diffusion_lm.text import store
 from diffusion_lm.text.corpus import Corpus, Document
 from diffusion_lm.text.store import token_store
@@ -364,9 +365,9 @@ def test_what_disks_say(dlm, home, recipe, monkeypatch, number, wrapped):
 def test_disks_of_windows():
     e = OSError(errno.EINVAL, "There is not enough space on the disk")
     e.winerror = 112
-    assert "the disk is full" in cli._disk_error(e)
-    assert cli._disk_error(ValueError("no such thing")) is None
-    assert cli._disk_error(OSError(errno.ENOENT, "No such file")) is None
+    assert "the disk is full" in disk_error(e)
+    assert disk_error(ValueError("no such thing")) is None
+    assert disk_error(OSError(errno.ENOENT, "No such file")) is None
 
 @posix
 def test_fsync_where_it_is_picky(dlm, home, recipe, monkeypatch):

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from conftest import posix
-from diffusion_lm.cli import _json, _rows, _show, main
+from diffusion_lm.cli import main
+from diffusion_lm.terminal import print_json, rows, show
 
 SAMPLE = ["sample", "tiny", "--length", "8", "--steps", "2", "--device", "cpu"]
 
@@ -56,7 +57,7 @@ def test_json_is_json(monkeypatch):
         out = Tube(encoding)
         with monkeypatch.context() as m:
             m.setattr(sys, "stdout", out)
-            _json({"a": float("nan"), "b": [float("inf")], "c": "half \ud83d of \U0001f642 \xe9"})
+            print_json({"a": float("nan"), "b": [float("inf")], "c": "half \ud83d of \U0001f642 \xe9"})
         assert json.loads(out.text(), parse_constant=pytest.fail) == {"a": None, "b": [None],
                                                                       "c": "half \ud83d of \U0001f642 \xe9"}
 
@@ -96,10 +97,10 @@ TEXT = "My fellow citizens, the state \u4f60\u597d\U0001f642 of\tthe \x1b[31mUni
 
 @pytest.mark.parametrize("columns", [0, 1, 2, 3, 7, 80, 10**6])
 def test_rows(columns):
-    rows = _rows(TEXT, columns)
-    assert "".join(rows) == "".join(filter(str.isprintable, TEXT)) # nothing is lost, nothing can steer the terminal
-    if columns > 3: assert all(sum(1 + (c > "\u2e80") for c in r) < columns for r in rows)
-    assert max(map(len, rows)) <= max(1, columns)
+    lines = rows(TEXT, columns)
+    assert "".join(lines) == "".join(filter(str.isprintable, TEXT)) # nothing is lost, nothing can steer the terminal
+    if columns > 3: assert all(sum(1 + (c > "\u2e80") for c in r) < columns for r in lines)
+    assert max(map(len, lines)) <= max(1, columns)
 
 @pytest.mark.parametrize("term", ["xterm", "dumb", ""])
 @pytest.mark.parametrize("size", [("1", "1"), ("2", "0"), ("0", "0"), ("5", "3"), ("80", "24"), ("100000", "1"),
@@ -108,7 +109,7 @@ def test_a_terminal_of_any_size(monkeypatch, size, term):
     "In the end the whole text is there, however small the screen"
     for k, v in zip(("COLUMNS", "LINES", "TERM"), (*size, term)): monkeypatch.setenv(k, v)
     out = Tube(tty=True)
-    _show([(TEXT[:i], None) for i in range(1, len(TEXT) + 1)], out)
+    show([(TEXT[:i], None) for i in range(1, len(TEXT) + 1)], out)
     shown = "\n".join("".join(filter(str.isprintable, l)) for l in TEXT.split("\n"))
     end = out.text().split("\x1b[J")[-1]
     assert end == shown + "\n" and (term == "xterm" or "\x1b" not in out.text())
