@@ -10,7 +10,6 @@ __all__ = ['one_line', 'say_error', 'note', 'disk_error', 'any_streams', 'on_any
 import contextlib
 import errno
 import functools
-import io
 import json
 import os
 import re
