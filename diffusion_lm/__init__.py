@@ -14,6 +14,7 @@ _MODULES = {  # name → module that defines it
     "train_tokenizer": "text.tokenizer",
     "ModelConfig": "models.transformer",
     "make_model": "models.make",
+    "SampleOptions": "sampling.sampler",
     "denoise": "sampling.sampler",
     "DiffusionLM": "lm",
     "RunConfig": "training.recipe",
