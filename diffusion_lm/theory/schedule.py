@@ -151,12 +151,12 @@ def _mask_rows(t, u, ok):
     return ExactMask(mask_count(k, u, ok), k, n)
 
 def mask_exact(
-    t: torch.Tensor,  # mask ratios in (0,1] (b,), or one for each of equal blocks (b,blocks)
+    t: torch.Tensor,  # mask ratios in (0,1]: one, one for each row (b,), or one for each of equal blocks (b,blocks)
     u: torch.Tensor,  # uniforms (b,l)
     ok: torch.Tensor, # positions that may be masked (b,l), bool
 ) -> ExactMask:
     "Mask k = ⌈t·n⌉ of the n allowed positions, at least one, in each row or block"
-    if t.ndim == 1: return _mask_rows(t, u, ok)
+    if t.ndim != 2: return _mask_rows(t, u, ok)
     rows = _mask_rows(t.flatten(), u.reshape(t.numel(), -1), ok.reshape(t.numel(), -1))
     return ExactMask(rows.masked.view_as(u), rows.k.view_as(t), rows.n.view_as(t))
 
