@@ -1,9 +1,9 @@
 """Check the site and the repository's housekeeping without Quarto, which is on no package registry.
 
-Each cell is read with the rules of nbdev and Quarto (quarto_rules.py). Then nbdev processes the notebooks just as
-nbdev_docs does, pandoc renders each page, and its links, anchors and leftover markup are followed up. Besides, this
-reads what Quarto would not mind: stored errors, outputs that are missing or older than their code, paths of
-somebody's machine, heavy files. Every problem is one line, `file: what is wrong`.
+Each cell is read with the rules of nbdev and Quarto (quarto_rules.py). Then nbdev processes the notebooks as
+nbdev_docs does, pandoc renders each page, and this checks the links, anchors and leftover markup. It also looks for
+what Quarto accepts: stored errors, outputs that are missing or older than their code, paths of somebody's machine,
+and heavy files. Every problem is one line, `file: what is wrong`.
 """
 import ast
 import json

@@ -42,7 +42,7 @@ def option_text(head):
 
 
 def options(cell):
-    "Quarto's options of a code cell; none where they are not YAML."
+    "Quarto's options of a code cell; empty if they are not YAML."
     try: found = yaml.safe_load(option_text(partition(source(cell))[0]))
     except yaml.YAMLError: return {}
     return found if isinstance(found, dict) else {}
@@ -76,7 +76,7 @@ def check_directives(cell, flags=()):
 
 
 def comments(code):
-    "All comments that begin as a directive does; none in what is not Python."
+    "All comments that begin as a directive does; empty if the code is not Python."
     try: tokens = [*tokenize.generate_tokens(io.StringIO(code).readline)]
     except (tokenize.TokenError, SyntaxError): return []
     return [t.string for t in tokens if t.type == tokenize.COMMENT and MARK.match(t.string)]

@@ -4,9 +4,9 @@
     python tests/guard/guard.py --write      # make record.json anew
     python tests/guard/guard.py sample       # only the cases whose name begins so
 
-Everything goes through the command line, which outlasts the code behind it. Ten minutes on two cores.
-Losses, scores and texts are the same to the last bit on one machine; on another, sums differ in their
-last digits, so numbers are compared to five digits there and a text may differ where two tokens are equally likely."""
+Everything goes through the command line, which stays while the code behind it changes. Ten minutes on two cores.
+On one machine, losses, scores and texts are the same to the last bit. On another machine, the last digits of sums
+differ: there, numbers are compared to five digits, and a text may differ where two tokens are equally likely."""
 import argparse
 import contextlib
 import io
