@@ -16,9 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS, FILE = ROOT/"nbs", ROOT/"nbs/llms.txt"
 
 
+INTRODUCTION = """Every page is an executed Jupyter notebook. Reference pages define a module each and test it; \
+explanations, tutorials and results export nothing."""
+
+
 def heading(path):
     "Title and promise of a notebook."
-    lines = [l for l in "".join(json.loads((NBS/path).read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines() if l.strip()]
+    first = json.loads((NBS/path).read_text(encoding="utf-8"))["cells"][0]
+    lines = [l for l in "".join(first["source"]).splitlines() if l.strip()]
     return lines[0].removeprefix("# ").strip(), lines[1].removeprefix("> ").strip()
 
 
@@ -27,12 +32,13 @@ def render():
     cfg = get_config(cfg_name="settings.ini", path=ROOT)
     sections = yaml.safe_load((ROOT/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     title, promise = heading("index.ipynb")
-    lines = [f"# {title}", "", f"> {promise}", "", "Every page is an executed Jupyter notebook. Reference pages define a module each and test it; explanations, tutorials and results export nothing."]
+    lines = [f"# {title}", "", f"> {promise}", "", INTRODUCTION]
     for s in sections:
         lines += ["", f"## {s['section']}", ""]
         for path in s["contents"]:
             name, promise = heading(path)
-            lines.append(f"- [{name}]({cfg.doc_host}{cfg.doc_baseurl}/{_nbpath2html(PurePosixPath(path)).as_posix()}): {plain(promise)}")
+            page = _nbpath2html(PurePosixPath(path)).as_posix()
+            lines.append(f"- [{name}]({cfg.doc_host}{cfg.doc_baseurl}/{page}): {plain(promise)}")
     return "\n".join(lines) + "\n"
 
 
@@ -43,7 +49,8 @@ def plain(text):
 
 def problem():
     "None, or what is wrong with nbs/llms.txt."
-    return None if FILE.exists() and FILE.read_text(encoding="utf-8") == render() else "differs from the notebooks' titles: run make readme"
+    if FILE.exists() and FILE.read_text(encoding="utf-8") == render(): return None
+    return "differs from the notebooks' titles: run make readme"
 
 
 if __name__ == "__main__":

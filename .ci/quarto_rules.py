@@ -42,7 +42,7 @@ def option_text(head):
 
 
 def options(cell):
-    "Quarto's options of a code cell; none where they are not YAML."
+    "Quarto's options of a code cell; empty if they are not YAML."
     try: found = yaml.safe_load(option_text(partition(source(cell))[0]))
     except yaml.YAMLError: return {}
     return found if isinstance(found, dict) else {}
@@ -70,12 +70,13 @@ def check_directives(cell, flags=()):
     yield from check_options(option_text(head))
     for comment in comments("\n".join(body)):
         text = MARK.sub("", comment).strip()
-        if text != "hide_line" and (comment.startswith("#|") or KEY.match(text) and text.split(":")[0].strip() in OPTIONS):
+        is_option = KEY.match(text) and text.split(":")[0].strip() in OPTIONS
+        if text != "hide_line" and (comment.startswith("#|") or is_option):
             yield f"`{short(comment)}` stands below code: neither nbdev nor Quarto reads it there"
 
 
 def comments(code):
-    "All comments that begin as a directive does; none in what is not Python."
+    "All comments that begin as a directive does; empty if the code is not Python."
     try: tokens = [*tokenize.generate_tokens(io.StringIO(code).readline)]
     except (tokenize.TokenError, SyntaxError): return []
     return [t.string for t in tokens if t.type == tokenize.COMMENT and MARK.match(t.string)]
@@ -104,7 +105,8 @@ def shown_outputs(cell):
     for o in cell.get("outputs", []):
         data = o.get("data", {})
         text = "".join(data.get("text/plain", "")) if len(data) == 1 else ""
-        if not (o["output_type"] == "execute_result" and text.startswith(("[<matplotlib", "<seaborn.", "<ggplot:"))): yield o
+        names_parts = text.startswith(("[<matplotlib", "<seaborn.", "<ggplot:"))
+        if o["output_type"] != "execute_result" or not names_parts: yield o
 
 
 def check_pictures(cell):
@@ -128,8 +130,9 @@ def check_alt_argument(cell):
     "IPython's `Image(alt=…)` puts no text on the page."
     try: tree = ast.parse(source(cell))
     except SyntaxError: return
-    for n in ast.walk(tree):
-        if isinstance(n, ast.Call) and getattr(n.func, "id", getattr(n.func, "attr", "")) == "Image" and any(k.arg == "alt" for k in n.keywords):
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+        if name == "Image" and any(k.arg == "alt" for k in call.keywords):
             yield "gives `Image` an alt, which Quarto does not read: use `#| fig-alt: \"…\"`"
 
 
@@ -164,7 +167,10 @@ def check_markdown(cell):
 
 def check_shortcodes(cell):
     "Quarto runs `{{< … >}}` anywhere, in code and outputs too."
-    texts = [source(cell), *("".join(v) for o in cell.get("outputs", []) for k, v in o.get("data", {"text": o.get("text", "")}).items() if k.startswith("text"))]
+    texts = [source(cell)]
+    for o in cell.get("outputs", []):
+        data = o.get("data", {"text": o.get("text", "")})
+        texts += ["".join(v) for kind, v in data.items() if kind.startswith("text")]
     if any("{{<" in t for t in texts): yield "has `{{<`, which Quarto takes for a shortcode"
 
 

@@ -1,7 +1,7 @@
 """Write README.md from nbs/index.ipynb, without Quarto; with --check only tell whether it is up to date.
 
 nbdev's own nbdev_readme calls Quarto, which is on no package registry. nbconvert does the work here, so
-that whoever can install the package can also refresh and check its README.
+that anyone who can install the package can also refresh and check its README.
 """
 import re
 import sys

