@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from pydoc import locate
 
-from .terminal import note, print_json
+from .terminal import note, print_json, table
 
 # %% ../nbs/98_command.ipynb #0007
 def recipes() -> dict:
@@ -159,6 +159,11 @@ def _add_option(parser, field, names, help):
     elif field.type is bool: parser.add_argument(*names, dest=field.name, action="store_true", help=help)
     else: parser.add_argument(*names, dest=field.name, type=field.type, default=default, help=help)
 
+def _text(part):
+    "A part of an answer: a text, lines, or the lines of a Markdown table, which are aligned"
+    if isinstance(part, str): return part
+    return "\n".join(table(part) if part[0].startswith("|") else part)
+
 # %% ../nbs/98_command.ipynb #0020
 @dataclass(kw_only=True)
 class Command:
@@ -187,14 +192,9 @@ class Command:
         "The command of these arguments"
         parser = _parser(cls.__name__.removesuffix("Command").lower(), cls.__doc__)
         cls.add_options(parser)
-        return cls.make(_parse(parser, args), _given(parser, args))
-
-    @classmethod
-    def make(cls, values, given):
-        "The command of parsed values"
-        own = {f.name for f in fields(cls)}
+        values, own = _parse(parser, args), {f.name for f in fields(cls)}
         command = cls(**{k: v for k, v in values.items() if k in own})
-        command.given = given
+        command.given = _given(parser, args)
         command.more = {k: v for k, v in values.items() if k not in own}
         return command
 
@@ -202,10 +202,10 @@ class Command:
     def check(self): refuse(self.given, *self.rules())
     def __call__(self): raise NotImplementedError
 
-    def answer(self, result, lines):
-        "Print the result as JSON if it was asked for, else as lines for people"
+    def answer(self, result, *parts):
+        "Print the result as JSON if it was asked for, else the parts for people, with an empty line between them"
         if self.json: print_json(result)
-        else: print("\n".join(lines))
+        else: print("\n\n".join(_text(part) for part in parts if part))
 
 # %% ../nbs/98_command.ipynb #0021
 def run_command(

@@ -28,17 +28,18 @@ CACHES = ("prefix", "dual", "off")
 class SampleOptions:
     "How to write"
     sampler: str | Policy = "ancestral"      # a name from `SAMPLERS`, or a policy
-    steps: int = 64                          # of the grid; a sampler that chooses its own number ignores it
+    steps: int = 64                          # denoising steps; ignored by samplers that choose their own number
     grid_name: str | np.ndarray = "uniform"  # uniform, cosine or fisher-rao, or mask ratios from 1 down to 0
-    seed: int | str = 0                      # another seed, another text
+    seed: int | str = 0                      # another number gives other texts
     rows: Sequence[int] | None = None        # numbers of the rows: row r draws from generator (seed, rows[r])
     temperature: float | tuple = 1.          # or two: at the start and, as the text fills up, at the end
     top_k: int | None = None                 # draw from the k most probable tokens
-    top_p: float | None = None               # draw from the fewest tokens with this much probability
-    repetition: float = 1.                   # penalty on tokens that a row has already
-    block: int | None = None                 # finish this many positions before the next
+    top_p: float | None = None               # draw from the fewest tokens that have this much probability together
+    repetition: float = 1.                   # above 1: a penalty on tokens that the text has already
+    block: int | None = None                 # finish this many tokens before starting the next block
     cache: str | None = None                 # prefix, dual or off
-    guidance: float = 0.                     # how much more than the model to heed the given tokens
+    # above 0: follow the given tokens more closely than the model does; twice the evaluations
+    guidance: float = 0.
     target: Callable | None = None           # to steer towards: predicted tokens (b,l,V) → one value for each row
     stop: int | None = None                  # a token behind which nothing is written
     avoid: Sequence = ()                     # sequences of tokens that must not be written
