@@ -36,11 +36,13 @@ from diffusion_lm.core import (
     pick_device,
     pick_dtype,
     seed_everything,
+    within,
 )
 from .models.transformer import BaselineDreamModel, ModelConfig, n_params
 from .text.store import Batch
 from .theory.denoiser import NOTHING, Denoiser
 from .theory.objective import Objective
+from .training.budget import HalveMicroBatch
 from .training.learner import Callback, Learner, TrainConfig, make_optimizers
 
 # %% ../nbs/95_bench.ipynb #000a
@@ -96,7 +98,7 @@ class XTransformer(Denoiser):
 # %% ../nbs/95_bench.ipynb #5003
 class XObjective(nn.Module):
     "x-transformers' own loss, which draws its own times and masks"
-    name, is_bound, layout, segment = "x-transformers", False, "packed", None
+    name, is_bound, stateful, layout, segment = "x-transformers", False, False, "packed", None
     def __init__(
         self,
         model: XTransformer,
@@ -341,9 +343,8 @@ class TrainBench:
 
     def check(self):
         "Raise `UserError` for a number that is out of range"
-        for k, low in (("vocab", 6), ("batch", 1), ("rounds", 1)):
-            v = getattr(self, k)
-            if not low <= v <= 1 << 24: raise UserError(f"{k} must be between {low} and {1 << 24}, got {v}")
+        within(self, "", 6, 1 << 24, "vocab")
+        within(self, "", 1, 1 << 24, "batch", "rounds")
 
 # %% ../nbs/95_bench.ipynb #5016
 def _race(runners, rounds, device, sizes, say):
@@ -508,7 +509,7 @@ def _step_cost(config, vocab, batch, device, threads, steps=3, loss=AllLogits, d
     seed_everything(0)
     cfg = TrainConfig(batch=batch, optimizer="adamw", device=str(device), dtype=dtype, **kw)
     model = BaselineDreamModel(config, vocab, range(5))
-    learn = Learner(loss(model), FixedBatch(config, vocab, batch), cfg)
+    learn = Learner(loss(model), FixedBatch(config, vocab, batch), cfg, [HalveMicroBatch()])
     before = resident(device)
     seconds = [clock(learn.train_step, device)[0] for _ in range(steps)]
     peak = peak_memory(device)

@@ -28,6 +28,7 @@ from diffusion_lm.bench import (
 )
 from diffusion_lm.core import (
     UserError,
+    at_least,
     autocast,
     clock,
     describe_machine,
@@ -141,7 +142,7 @@ class SampleBench:
         device: torch.device,
     ):
         "Raise `UserError` for what cannot be measured"
-        if self.rounds < 1: raise UserError(f"rounds must be at least 1, got {self.rounds}")
+        at_least(self, "", 1, "rounds")
         if device.type != "cuda" and self.dtype not in ("auto", "float32"):
             raise UserError(f"on {device.type} text is written in float32: leave out dtype {self.dtype}")
 

@@ -18,7 +18,6 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .. import __version__
-from ..core import UserError, rng, unknown
+from ..core import UserError, require, rng, unknown
 from ..evaluation.metrics import evaluate
 from ..files import atomic, digest, digest_of, follow, owner, read_json, refill_folder, to_json, write_json
 from ..models.block import block_mask
@@ -181,11 +180,7 @@ def profile_of(
 # %% ../../nbs/deploy/90_export.ipynb #000c
 OPSET = 18 # version of ONNX's operators
 
-def _need(*names):
-    "Raise `UserError` where a package of the extra is missing"
-    missing = [n for n in names if find_spec(n) is None]
-    if missing:
-        raise UserError(f"export needs {', '.join(missing)}; add it with: pip install 'diffusion_lm[export]'")
+def _package(name): return require(name, "export", f"export needs {name}")
 
 # %% ../../nbs/deploy/90_export.ipynb #a001
 @contextlib.contextmanager
@@ -201,8 +196,7 @@ def _quietly():
 
 def check_opset(opset: int):
     "Raise `UserError` for a version of ONNX's operators that this exporter does not write"
-    _need("onnx", "onnxscript", "onnxruntime")
-    import onnx
+    onnx, _, _ = map(_package, ("onnx", "onnxscript", "onnxruntime"))
     most = onnx.defs.onnx_opset_version()
     if not OPSET <= opset <= most: raise UserError(f"opset must be between {OPSET} and {most}, got {opset}")
 
@@ -307,7 +301,7 @@ def quantize(
     calibration: list | None = None, # inputs, name → array, on which to fix the scales; dynamic if not given
 ):
     "Write a graph with int8 weights; and open it"
-    _need("onnxruntime")
+    _package("onnxruntime")
     from onnxruntime import quantization as q
     how = dict(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=q.QuantType.QInt8,
                use_external_data_format=_has_data(src))

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import UserError, unknown
+from ..core import UserError, at_least, one_of, within
 from .layers import RMSNorm, attend, rope, rope_table
 
 # %% ../../nbs/models/31_thought.ipynb #0006
@@ -58,19 +58,12 @@ def check(self: ThoughtConfig) -> ThoughtConfig:
     "Self; raises `UserError` for sizes that cannot be"
     if not self.dims or not all(isinstance(d, int) and 1 <= d <= 64 for d in self.dims):
         raise UserError(f"thought.dims must be whole numbers from 1 to 64, got {self.dims}")
-    for k, top in _SIZES.items():
-        v = getattr(self, k)
-        if not 1 <= v <= top: raise UserError(f"thought.{k} must be between 1 and {top}, got {v}")
-    for k, known in _CHOICES.items():
-        if getattr(self, k) not in known: raise unknown(f"thought.{k}", getattr(self, k), known)
-    for k in self.losses:
-        if k not in LOSSES: raise unknown("thought loss", k, LOSSES)
-    for k in _FRACTIONS:
-        v = getattr(self, k)
-        if not 0 <= v <= 1: raise UserError(f"thought.{k} must be between 0 and 1, got {v}")
-    if not 0 <= self.noise <= 100: raise UserError(f"thought.noise must be between 0 and 100, got {self.noise}")
-    if self.segment is not None and self.segment < 1:
-        raise UserError(f"thought.segment must be at least 1, got {self.segment}")
+    for k, top in _SIZES.items(): within(self, "thought", 1, top, k)
+    for k, known in _CHOICES.items(): one_of(f"thought.{k}", getattr(self, k), known)
+    for k in self.losses: one_of("thought loss", k, LOSSES)
+    within(self, "thought", 0, 1, *_FRACTIONS)
+    within(self, "thought", 0, 100, "noise")
+    at_least(self, "thought", 1, "segment")
     return self
 
 # %% ../../nbs/models/31_thought.ipynb #0009

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..core import UserError, unknown
+from ..core import UserError, one_of, within
 from .layers import RMSNorm, TimeEmbedding, TransformerLayer, linear_nll, rope_table
 from .thought import ThoughtConfig
 from ..theory.denoiser import Carry, Denoiser
@@ -54,7 +54,7 @@ SIZES = ("width", "heads", "layers", "length")
 @patch
 def resolve(self:ModelConfig) -> ModelConfig:
     "A copy with the preset filled in; raises `UserError` for sizes that cannot be"
-    if self.preset not in PRESETS: raise unknown("preset", self.preset, PRESETS)
+    one_of("preset", self.preset, PRESETS)
     preset = dict(zip(SIZES, PRESETS[self.preset], strict=True))
     given = {k: getattr(self, k) for k in SIZES if getattr(self, k) is not None}
     return replace(self, **preset | given).check()
@@ -62,9 +62,7 @@ def resolve(self:ModelConfig) -> ModelConfig:
 @patch
 def check(self:ModelConfig) -> ModelConfig:
     "Self, all sizes of which are given; raises `UserError` for sizes that cannot be"
-    for k in SIZES:
-        size = getattr(self, k)
-        if not 1 <= size <= 1 << 20: raise UserError(f"model.{k} must be between 1 and {1 << 20}, got {size}")
+    within(self, "model", 1, 1 << 20, *SIZES)
     if self.width % (2*self.heads):
         raise UserError(f"model.width {self.width} must be a multiple of twice model.heads {self.heads}")
     if self.block is not None and (not 1 <= self.block <= self.length or self.length % self.block):
@@ -102,8 +100,6 @@ class BaselineDreamModel(Denoiser):
         self.blocks = nn.ModuleList(TransformerLayer(*shape) for _ in range(c.layers)) # the name is in saved weights
         self.norm = RMSNorm(c.width)
         self.time = TimeEmbedding(c.width) if c.time_conditioning else None
-        self.checkpointing = False # in training, compute the layers again in the backward pass?
-        self.compiled = None       # compiled layers, for training
         self.register_buffer("banned", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.banned[list(specials[:3])] = True
         self.apply(self._init)

@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import UserError, rng, unknown
+from ..core import UserError, at_least, one_of, rng, within
 from .policies import FirstHitting, LeftToRight, Policy, Step, make_policy
 from ..theory.denoiser import NOTHING, Carry, Denoiser, cut_spans
 
@@ -68,9 +68,9 @@ def policy(self:SampleOptions) -> Policy:
 def check(self:SampleOptions) -> SampleOptions:
     "Self; raises `UserError` for what no model can do"
     policy = self.policy()
-    if self.cache is not None and self.cache not in CACHES: raise unknown("cache", self.cache, CACHES)
-    if self.block is not None and self.block < 1: raise UserError(f"block must be at least 1, got {self.block}")
-    if not -1 <= self.guidance <= 100: raise UserError(f"guidance must be between -1 and 100, got {self.guidance}")
+    if self.cache is not None: one_of("cache", self.cache, CACHES)
+    at_least(self, "", 1, "block")
+    within(self, "", -1, 100, "guidance")
     policy.grid(self.grid_name, self.steps) # complains about both
     self._check_shape()
     if not 0 < self.repetition <= 100:
@@ -83,7 +83,7 @@ def _check_shape(self:SampleOptions):
     two = isinstance(self.temperature, (tuple, list))
     for t in self.temperature if two else [self.temperature]:
         if not 0 <= t <= 100: raise UserError(f"temperature must be between 0 and 100, got {t}")
-    if self.top_k is not None and self.top_k < 1: raise UserError(f"top_k must be at least 1, got {self.top_k}")
+    at_least(self, "", 1, "top_k")
     if self.top_p is not None and not 0 < self.top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 

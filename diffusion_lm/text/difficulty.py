@@ -15,12 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import UserError, require, unknown
-
-# %% ../../nbs/text/14_difficulty.ipynb #0005
-def _need(name: str):
-    "A package of the extra `curriculum`"
-    return require(name, "curriculum")
+from ..core import UserError, one_of, require, within
 
 # %% ../../nbs/text/14_difficulty.ipynb #000b
 class Segment(NamedTuple):
@@ -47,9 +42,8 @@ def sentences(
     language: str = "en", # two letters that pysbd knows
 ) -> list[Segment]:
     "The `Segment`s of sentences, in the order of the text"
-    pysbd = _need("pysbd")
-    known = pysbd.languages.LANGUAGE_CODES
-    if language not in known: raise unknown("language", language, known)
+    pysbd = require("pysbd", "curriculum")
+    one_of("language", language, pysbd.languages.LANGUAGE_CODES)
     splitter, out = pysbd.Segmenter(language=language, clean=False, char_span=True), []
     for p in paragraphs(text):
         one_line = re.sub(r"\s", " ", text[p.start:p.end]) # as long as before
@@ -67,7 +61,9 @@ def words(text: str) -> list[str]:
 
 # %% ../../nbs/text/14_difficulty.ipynb #6001
 @lru_cache(1 << 16)
-def _rarity(word, language): return 8 - _need("wordfreq").zipf_frequency(word, language)
+def _rarity(word, language):
+    wordfreq = require("wordfreq", "curriculum")
+    return 8 - wordfreq.zipf_frequency(word, language)
 
 def rarity(
     text: str,
@@ -164,8 +160,7 @@ class DifficultyConfig:
         if not all(0 <= v <= 1000 for v in w) or not sum(w):
             raise UserError("the weights lexical, syntactic and thematic must not be negative, "
                             f"nor all zero; got {w}")
-        if not 1 <= self.themes <= 1000:
-            raise UserError(f"themes must be between 1 and 1000, got {self.themes}")
+        within(self, "", 1, 1000, "themes")
         return self
 
 # %% ../../nbs/text/14_difficulty.ipynb #500b
@@ -176,7 +171,7 @@ def _measures(
     encoder: Callable | None,
 ) -> dict:
     "The columns of all measures, a value for each segment"
-    textstat, names = _need("textstat"), names_in(text)
+    textstat, names = require("textstat", "curriculum"), names_in(text)
     texts = [" ".join(text[s.start:s.end].split()) for s in segments]
     theme, far = themes(vectors(texts, encoder), cfg.themes)
     out = {k: [getattr(s, k) for s in segments] for k in Segment._fields}

@@ -34,6 +34,8 @@ class Denoiser(nn.Module):
     block: int | None = None  # tokens that are written together, where a model writes block after block
     thought = None            # settings of the thoughts that connect the blocks
     stateful: bool = False    # do its last hidden states go into the next step?
+    checkpointing: bool = False   # in training, compute the layers again in the backward pass?
+    compiled: list | None = None  # compiled layers, for training
 
     def __init__(
         self,

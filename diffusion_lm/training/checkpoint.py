@@ -31,7 +31,7 @@ class EMA(Callback):
     order = -10
     def before_fit(self, learn):
         if not learn.cfg.ema or learn.ema is not None: return
-        compiled = getattr(learn.model, "compiled", None)
+        compiled = learn.model.compiled
         learn.model.compiled = None # compiled layers cannot be copied, and need not be
         average = AveragedModel(learn.model, multi_avg_fn=get_ema_multi_avg_fn(learn.cfg.ema))
         learn.ema = average.requires_grad_(False).eval()

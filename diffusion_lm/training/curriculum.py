@@ -18,13 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import UserError, rng, unknown
+from ..core import UserError, at_least, one_of, require, rng, unknown
 from ..files import atomic, cache_dir, digest_of, write_json, write_text
 from ..text.corpus import SPLITS, Corpus
 from diffusion_lm.text.difficulty import (
     DifficultyConfig,
     _encoder,
-    _need,
     _parser,
     difficulty,
     paragraphs,
@@ -113,7 +112,7 @@ def _check_text(name: str, text: str, found: list):
 # %% ../../nbs/training/75_curriculum.ipynb #6003
 def _check_language(name: str, text: str, language: str):
     "Raise `UserError` where most words of a text are not usual in a language"
-    wordfreq = _need("wordfreq")
+    wordfreq = require("wordfreq", "curriculum")
     known = wordfreq.available_languages()
     if language not in known: raise unknown("curriculum.difficulty.language", language, known)
     distinct = list(dict.fromkeys(words(text[:200_000])))[:2000]
@@ -282,14 +281,12 @@ def check(self: CurriculumConfig):
     n = len(self.reads)
     if not n: raise UserError("curriculum.reads is empty: name at least one stage")
     for name in ("easy", "low", "high", "shares", "epochs"): _check_length(getattr(self, name), name, n)
-    for reads in self.reads:
-        if reads not in READS: raise unknown("curriculum.reads", reads, READS)
+    for reads in self.reads: one_of("curriculum.reads", reads, READS)
     for i in range(n): _check_stage(self, i)
     if self.epochs is not None and not all(0 < e < math.inf for e in self.epochs):
         raise UserError(f"curriculum.epochs must be above 0, got {self.epochs}")
-    if self.patience is not None and self.patience < 1:
-        raise UserError(f"curriculum.patience must be at least 1, got {self.patience}")
-    if self.masking not in MASKINGS: raise unknown("curriculum.masking", self.masking, MASKINGS)
+    at_least(self, "curriculum", 1, "patience")
+    one_of("curriculum.masking", self.masking, MASKINGS)
     self.difficulty.check()
     return self
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core import UserError
+from ..core import UserError, require
 from ..evaluation.metrics import Estimate, evaluate, interval
 from ..files import atomic, cache_dir, read_json, read_jsonl
 from ..text.corpus import Corpus, load_corpus
@@ -100,8 +100,7 @@ def style_figures(
 ) -> dict:
     "`style_report` of some texts, or of `n` new ones, with the first of them"
     from diffusion_lm.evaluation.style import style_report
-    from diffusion_lm.text.difficulty import _need
-    _need("pysbd") # before minutes go into texts
+    require("pysbd", "curriculum") # before minutes go into texts
     corpus, store, note = text_of(cfg, lm.tokenizer, lm.folder)
     if note: print(note, file=sys.stderr)
     corpus = corpus or corpus_of(store, lm.tokenizer)
