@@ -130,6 +130,12 @@ _NOT_HERE = { # options that a call does not take, and why
     "n": "goes with generate and infill: this shows one text",
     "length": "goes with generate and stream: a template has its own, and a page shows the whole context"}
 
+def _same(value, default):
+    "Is an option as if it had not been given?"
+    if value is None: return True
+    return np.ndim(value) == 0 and value == default # a grid may be an array
+
+# %% ../nbs/60_lm.ipynb #4010
 @patch
 def _asked(
     self:DiffusionLM,
@@ -152,11 +158,7 @@ def _asked(
         raise UserError(f"guidance heeds what is given, and nothing is: {more}")
     return self.learned(o)
 
-def _same(value, default):
-    "Is an option as if it had not been given?"
-    if value is None: return True
-    return np.ndim(value) == 0 and value == default # a grid may be an array
-
+# %% ../nbs/60_lm.ipynb #4011
 @patch
 def learned(self:DiffusionLM, options):
     "The options, with a grid that suits the run's own losses where that is asked for"

@@ -106,7 +106,8 @@ def test_an_archive_that_unpacks_to_more_than_any_memory(monkeypatch):
         with pytest.raises(UserError, match="holds more than"): load_corpus("bomb")
 
 NO_TEXT = {
-    "a PDF document": b"%PDF-1.4 text", "an RTF document": rb"{\rtf1 text", "UTF-16, not UTF-8": "text".encode("utf-16"),
+    "a PDF document": b"%PDF-1.4 text", "an RTF document": rb"{\rtf1 text",
+    "UTF-16, not UTF-8": "text".encode("utf-16"),
     "a tar archive": b"x"*257 + b"ustar" + b"x"*300, "an empty archive": b"PK\5\6",
     "another archive": gzip.compress(gzip.compress(b"x", mtime=0), mtime=0)} # no time of day in the name of a test
 

@@ -63,7 +63,7 @@ class NoiseConfig:
     power: float = 2.         # exponent of the polynomial schedule
     low: float = .3           # smallest mask ratio of the clipped schedule
     high: float = .8          # largest mask ratio of the clipped schedule
-    progress: str = "none"    # narrow the mask ratios in training: linear, random or adaptive (then it is no bound)
+    progress: str = "none"    # narrow the mask ratios: linear, random or adaptive (the loss is then not a bound)
     blocks: int = 1           # mask ratios in a sequence: one for each of this many parts (objective block has its own)
 
     def make(self): return make_schedule(self.schedule, self.power, self.low, self.high)

@@ -304,7 +304,7 @@ def agreement(
     "Share of tokens already as in the final text, from before the first step to after the last (steps+1,)"
     x = x.cpu() if x.device.type == "mps" else x # the loop draws in float64
     start = x.masked_fill(x != model.pad, model.mask)
-    frames = denoise(model, start, sampler="remdm", steps=steps, eta=0., seed=seed) # ancestral sampling, all rows on the grid
+    frames = denoise(model, start, sampler="remdm", steps=steps, eta=0., seed=seed) # all rows on the grid
     frames = [start, *(f.x for f in frames)]
     return [float((_complete(model, x_t) == frames[-1])[x != model.pad].float().mean()) for x_t in frames]
 
