@@ -110,14 +110,14 @@ def training_check(
 
 # %% ../nbs/97_doctor.ipynb #0019
 def all_well(
-    report: dict, # of `machine_report`, with a `training_check` under "training"
+    report: dict, # of machine_report, with a training_check under "training"
 ) -> bool:
     "Can this machine train, and keep what it trains?"
     needed = all(report["packages"][p] for p in PACKAGES[""])
     return report["training"]["ok"] and report["writable"] and needed
 
 def report_lines(
-    report: dict, # of `machine_report`, with a `training_check` under "training" and the verdict under "ok"
+    report: dict, # of machine_report, with a training_check under "training" and the verdict under "ok"
 ) -> list[str]:
     "The report for people"
     r, c = report, report["training"]

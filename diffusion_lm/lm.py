@@ -40,7 +40,7 @@ class DiffusionLM(
 
     def __init__(
         self,
-        model,                # a `Denoiser`
+        model,                # a Denoiser
         tokenizer: Tokenizer,
         name: str = "model",
         dtype=torch.float32,  # of matrix products
@@ -139,7 +139,7 @@ def _same(value, default):
 @patch
 def _asked(
     self:DiffusionLM,
-    options,     # `SampleOptions`
+    options,     # SampleOptions
     changes,     # what differs from them
     given=True,  # is any token given?
 ):
@@ -177,7 +177,7 @@ def _rows(
     self:DiffusionLM,
     ids,        # the template (l,), or one for each sample (n,l)
     n,          # how many samples
-    options,    # `SampleOptions`
+    options,    # SampleOptions
     batch=16,
 ):
     "Yield (tokens, when, p) for each sample: see `trace`"
@@ -292,7 +292,7 @@ def generate(
     include: str | Sequence[str] = (), # a word that must occur, or several, each at a random place
     avoid: str | Sequence[str] = (),   # a word that must not, or several
     options: SampleOptions = PLAIN,    # how to write
-    **changes,                 # fields of `SampleOptions` that differ from it, or parameters of the sampler
+    **changes,                 # fields of SampleOptions that differ from it, or parameters of the sampler
 ) -> list[str]:
     "Texts that begin with `prompt`; what would follow an end of text is not written"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")

@@ -271,7 +271,7 @@ def typed_lines(
             raise UserError(f"standard input cannot be read: {why}") from None
 
 def converse(
-    write: Callable, # called with a prompt and its number; returns frames for `show`
+    write: Callable, # called with a prompt and its number; returns frames for show
 ) -> None:
     "Ask for prompts until the input ends, and show what follows each"
     from diffusion_lm.core import UserError

@@ -57,7 +57,7 @@ class Chat:
         length: int | None = None,        # tokens of an answer, at most; 48, or half the context, if not given
         options: SampleOptions = ANSWERS, # how to write
         sampler: str | None = None,       # that of the options; left-to-right where the model is autoregressive
-        **changes,                        # other fields of `SampleOptions` that differ: steps, temperature, seed
+        **changes,                        # other fields of SampleOptions that differ: steps, temperature, seed
     ):
         self.lm, self.model, self.thinks = lm, lm.model, lm.model.thought is not None
         self.length = min(48, (self.longest + 1)//2) if length is None else length
@@ -312,7 +312,7 @@ def _read_talk(lm, path, options):
 def load_talk(
     lm: DiffusionLM,
     path,
-    **options, # of `Chat`, which replace those of the file
+    **options, # of Chat, which replace those of the file
 ) -> tuple[Chat, Talk]:
     "The `Chat` and the `Talk` of a file; raises `UserError` if it is missing, damaged, or another model's"
     try: return _read_talk(lm, path, options)

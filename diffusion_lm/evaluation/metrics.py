@@ -25,7 +25,7 @@ from ..theory.objective import ar_nll
 from ..theory.schedule import mask_exact, per_token
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0006
-def interval(low, high, f: str = ".3f") -> str: # of an `Estimate`, and how to write them
+def interval(low, high, f: str = ".3f") -> str: # of an Estimate, and how to write them
     "An interval as text; – where there is none"
     if low is None or high is None or low == high: return "–"
     return f"{low:{f}} – {high:{f}}"

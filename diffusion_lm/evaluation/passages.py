@@ -134,7 +134,7 @@ def by_passage(
     size: int | None = None, # tokens in a passage; the model's own if not given
     memory: str = "carried",
     prefix: torch.Tensor | None = None, # of each document (docs,p)
-    **kw,                    # draws, seed, dtype, progress: as for `score_passages`
+    **kw,                    # draws, seed, dtype, progress: as for score_passages
 ) -> dict:
     "Bits/byte by place in the segment: `passages`, a list, and `later`; `by_document`, sums (docs,passages)"
     size = size or model.block or model.config.length

@@ -56,7 +56,7 @@ class BlockDiffusionModel(BaselineDreamModel):
         super().__init__(config, vocab_size, specials)
         self.block = self.config.block
 
-    def features(self, x, t=None, *, pos=None, mask=None, cache=None, **kw): # as for `BaselineDreamModel`
+    def features(self, x, t=None, *, pos=None, mask=None, cache=None, **kw): # as for BaselineDreamModel
         "Hidden states (b,l,d) of tokens that see their own block and those before it. A call begins where a block does"
         l, seen = x.shape[1], 0 if cache is None else cache[0][0].shape[1]
         if l > self.block and (mask is None or mask.ndim == 2): # (b,s): which keys are real
@@ -68,7 +68,7 @@ class BlockDiffusionModel(BaselineDreamModel):
 
 # %% ../../nbs/models/33_block.ipynb #4002
 @patch
-def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for `Denoiser.hidden`; times (b,blocks)
+def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for Denoiser.hidden; times (b,blocks)
     "Hidden states (b,l,d) of each block with its masked tokens hidden and the text before it clean"
     b, l = x.shape
     if l % self.block: raise UserError(f"{l} tokens cannot be cut into blocks of {self.block}")
@@ -90,7 +90,7 @@ def spans(self:BlockDiffusionModel, free, block=None):
     return cut_spans(free, self.block, aligned=True)
 
 @patch
-def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as for `Denoiser.predict`
+def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as for Denoiser.predict
     "Logits (n,V) at the wanted positions of a block; keys and values of finished blocks are carried on"
     (start, end), stop = span, span[0] + self.block
     kv, seen = self._in_reach(carry, start)

@@ -193,7 +193,7 @@ def _of_passages(t, n):
     return t.expand(-1, n).unbind(1) if t.ndim == 2 else [t]*n
 
 @patch
-def hidden(self:StackedDiffusionModel3D, x, masked, t=None): # as for `Denoiser.hidden`
+def hidden(self:StackedDiffusionModel3D, x, masked, t=None): # as for Denoiser.hidden
     "Hidden states (b,l,d) of all passages from a beginning"
     return self.passages(x, masked, t).h
 
@@ -245,7 +245,7 @@ class ThoughtObjective(Objective):
     stateful, layout = True, "streams"
     awake, ramp = True, 1. # are there thoughts yet? how much of the auxiliary weights is in force? (`Awaken` sets both)
 
-    def __init__(self, model, noise=None, smoothing=0.): # as for `Objective`
+    def __init__(self, model, noise=None, smoothing=0.): # as for Objective
         super().__init__(model, "block", noise, smoothing)
         self.segment = model.thought.segment
 
@@ -279,7 +279,7 @@ def spans(self:StackedDiffusionModel3D, free, block=None):
     return cut_spans(free, self.block, aligned=True)
 
 @patch
-def read_step(self:StackedDiffusionModel3D, x, want, carry, span, cache=None): # as for `Denoiser.predict`
+def read_step(self:StackedDiffusionModel3D, x, want, carry, span, cache=None): # as for Denoiser.predict
     "Logits (n,V) at the wanted positions of a passage; thoughts of finished passages are carried on"
     start, end = span
     if carry.thoughts is None or carry.seen < start:

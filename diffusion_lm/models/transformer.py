@@ -173,7 +173,7 @@ def head(self:BaselineDreamModel, h: torch.Tensor) -> torch.Tensor: # any (…,d
     return F.linear(h, self.embed.weight.to(h.dtype)).masked_fill(self.banned, -torch.inf)
 
 @patch
-def nll(self:BaselineDreamModel, h, y, smoothing=0.): # as for `Denoiser.nll`
+def nll(self:BaselineDreamModel, h, y, smoothing=0.): # as for Denoiser.nll
     "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
     return linear_nll(h, self.embed.weight, y, self.banned, smoothing)
 

@@ -28,7 +28,7 @@ def trace(
     model,
     x: torch.Tensor, # tokens with [MASK] where text is to come (b,l)
     options: SampleOptions = PLAIN,
-    **changes,       # as for `denoise`
+    **changes,       # as for denoise
 ) -> Trace:
     "Run `denoise` and record when each token was revealed"
     when, p = torch.zeros_like(x), torch.full(x.shape, torch.nan)

@@ -46,11 +46,11 @@ def repair(
     free: torch.Tensor, # which of them may be written anew (b,l), bool
     share: float = .2,  # of the free tokens, hidden in each round
     rounds: int = 4,
-    groups: int = 8,    # as for `doubts`
-    thoughts=None,      # as for `doubts`
+    groups: int = 8,    # as for doubts
+    thoughts=None,      # as for doubts
     seed: int | str = 0,
     options: SampleOptions = PLAIN, # how to write
-    **changes,          # fields of `SampleOptions` that differ from it
+    **changes,          # fields of SampleOptions that differ from it
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "The text (b,l) after mending, and its `doubts`"
     if not 0 < share <= 1: raise UserError(f"share must be above 0 and at most 1, got {share}")

@@ -330,7 +330,7 @@ def denoise(
     model: Denoiser,
     x: torch.Tensor,                # tokens (b,l), `[MASK]` where free
     options: SampleOptions = PLAIN, # what is asked for
-    **changes,                      # fields of `SampleOptions` that differ from it, or parameters of the sampler
+    **changes,                      # fields of SampleOptions that differ from it, or parameters of the sampler
 ) -> Iterator[Frame]:
     "Yield a `Frame` after every step; the last has no `[MASK]` left"
     # What is asked for, and can this model do it?
@@ -358,7 +358,7 @@ def cache_drift(
     x: torch.Tensor, # tokens (b,l), `[MASK]` where free
     block: int,
     cache: str,      # prefix or dual
-    **changes,       # of `SampleOptions`
+    **changes,       # of SampleOptions
 ) -> dict:
     "How far predictions with a cache are from those without: `kl` and `logp` in nats, `changed` a share"
     frames = [x, *(f.x for f in denoise(model, x, block=block, cache=cache, **changes))]

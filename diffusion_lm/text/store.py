@@ -30,7 +30,7 @@ _DAMAGE = FileNotFoundError, EOFError, ValueError, KeyError, TypeError, zipfile.
 
 class TokenStore:
     "Tokens of a corpus on disk; every split is a contiguous slice of whole documents"
-    def __init__(self, path): # the folder; raises `UserError` if it is damaged
+    def __init__(self, path): # the folder; raises UserError if it is damaged
         self.path = Path(path)
         try: whole = self._open()
         except _DAMAGE: whole = False

@@ -158,7 +158,7 @@ def predict(
 
 # %% ../../nbs/theory/21_denoiser.ipynb #001b
 @patch
-def read_step(self:Denoiser, x, want, carry, span, cache=None): # as for `predict`, all on the model's device
+def read_step(self:Denoiser, x, want, carry, span, cache=None): # as for predict, all on the model's device
     "Logits (n,V) at the wanted positions, and what to carry on"
     if self.causal: return self._read_next(x, want, carry)
     if carry.span == span and carry.cache is not None: return self._read_span(x, want, carry)
@@ -212,7 +212,7 @@ def rewind(self:Denoiser, carry: Carry) -> Carry:
 @patch
 def check_sampling(
     self:Denoiser,
-    options,            # `SampleOptions`
+    options,            # SampleOptions
     free: torch.Tensor, # which positions are to be written (b,l), bool
 ):
     "Raise `UserError` for what this kind of model cannot do"
