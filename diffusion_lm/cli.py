@@ -157,7 +157,7 @@ class DemoCommand(TrainCommand):
         check_that(value_of(args, "--config") is None,
                    "demo has a recipe of its own: for another, dlm train --config RECIPE")
         check_that("--resume" not in args,
-                "demo begins anew; to go on with one that was stopped: dlm train --name demo --resume")
+                "demo starts over; to go on with one that was stopped: dlm train --name demo --resume")
         own = [] if value_of(args, "--name") else ["--name", "demo", "--overwrite"]
         return super().parse(["--config", "demo", *own, *args])
 

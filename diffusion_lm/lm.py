@@ -245,7 +245,7 @@ def _found(self:DiffusionLM, ids, words):
 
 @patch
 def _hole(self:DiffusionLM, free, first, last):
-    "The positions (l,) to be written anew because of the tokens from `first` to `last`"
+    "The positions (l,) to be written again because of the tokens from `first` to `last`"
     at = torch.arange(len(free))
     if self.model.causal: return (at >= first) & (free | (at > last)) # it can only continue
     return free & (at >= first) & (at <= last)
@@ -264,7 +264,7 @@ def _clean(
     options,  # with which it was written
     tries=100,
 ):
-    "The tokens of `x`, a list, with the free ones written anew where a word of `words` came up"
+    "The tokens of `x`, a list, with the free ones written again where a word of `words` came up"
     again = PLAIN.but(**{k: getattr(options, k) for k in _KEPT}, rows=[row])
     again = again.but(sampler="left-to-right" if self.model.causal else "first-hitting")
     if self.model.causal: again = again.but(stop=self.tokenizer.eos)

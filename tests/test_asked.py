@@ -105,7 +105,7 @@ REFUSED = [
     ("sample ~nobody-of-this-name", "there is no such user"),
     ("train --model.thought.help --data 3", "one argument too many"),
     ("demo --config quick", "demo has a recipe of its own"),
-    ("demo --resume", "demo begins anew"),
+    ("demo --resume", "demo starts over"),
 ]
 
 @pytest.mark.parametrize("line, why", REFUSED, ids=[l for l, _ in REFUSED])

@@ -128,7 +128,7 @@ def push(
 # %% ../../nbs/models/31_thought.ipynb #0014
 def renew(
     s: Thoughts,
-    rows: torch.Tensor, # which begin anew (b,), bool
+    rows: torch.Tensor, # which begin again (b,), bool
     fresh: Thoughts,    # what they begin with
 ) -> Thoughts:
     "The stacks, with those of `rows` taken from `fresh`"

@@ -77,7 +77,7 @@ def test_figures(
     quiet: bool = True,            # no progress bar
 ) -> dict:
     "Estimates on the test split of a store"
-    def bar(it): return progress(it, quiet, desc="scoring the test side")
+    def bar(it): return progress(it, quiet, desc="scoring the test split")
     start = time.perf_counter()
     tokens, documents = store.split("test"), store.documents("test")
     r = evaluate(model, tok, tokens, documents, draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
