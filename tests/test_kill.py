@@ -122,7 +122,7 @@ def test_export(trained, tmp_path, monkeypatch, kills):
     "In a folder with a program of somebody's; tracing, which writes nothing, is left out"
     from diffusion_lm.deploy import export
     pytest.importorskip("onnxscript")
-    def package(model, kind, folder):
+    def package(model, folder):
         for i in range(3): (folder/f"graph{i}.onnx").write_bytes(os.urandom(8)*20_000) # other bytes at each export
         return {"files": {"fp32": {"model": "graph0.onnx"}}}
     monkeypatch.setattr(export, "_torch_package", package)
