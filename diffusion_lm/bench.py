@@ -35,6 +35,7 @@ from diffusion_lm.core import (
     peak_memory,
     pick_device,
     pick_dtype,
+    require,
     seed_everything,
     within,
 )
@@ -62,11 +63,7 @@ def train_flops(
 # %% ../nbs/95_bench.ipynb #000e
 def _x_transformers():
     "The package, if it is there"
-    try:
-        import x_transformers
-    except ImportError:
-        raise UserError("x-transformers is not installed; add it with: pip install 'diffusion_lm[bench]'") from None
-    return x_transformers
+    return require("x_transformers", "bench", "x-transformers is not installed")
 
 # %% ../nbs/95_bench.ipynb #a501
 class XTransformer(Denoiser):

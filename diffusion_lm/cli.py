@@ -605,8 +605,8 @@ class BenchCommand(Command):
         yield Rule("all_dtypes", not self.no_peer, "is about x-transformers, which --no-peer leaves out")
 
     def check(self):
-        from diffusion_lm.core import unknown
-        if self.what not in BENCHES: raise unknown("benchmark", self.what, BENCHES)
+        from diffusion_lm.core import one_of
+        one_of("benchmark", self.what, BENCHES)
         drift = self.what == "drift"
         check_that(self.run or not drift, "bench drift needs a run")
         check_that(drift or not self.run, f"'{self.run}' is one argument too many")
@@ -646,9 +646,9 @@ class ExportCommand(Command):
     def smaller(self): return self.int8 or self.fp16
 
     def check(self):
-        from diffusion_lm.core import unknown
+        from diffusion_lm.core import one_of
         from diffusion_lm.deploy.export import check_opset
-        if self.format not in ("onnx", "torch"): raise unknown("format", self.format, ("onnx", "torch"))
+        one_of("format", self.format, ("onnx", "torch"))
         check_that(self.format == "onnx" or not self.smaller, "--fp16 and --int8 go with --format onnx")
         check_that(self.max_tokens >= 1, f"--max-tokens must be at least 1, got {self.max_tokens}")
         super().check()
@@ -801,10 +801,10 @@ def _explain(e):
 
 def _run(command, args):
     "Run a command by its name; its exit status"
-    from diffusion_lm.core import UserError, unknown
+    from diffusion_lm.core import UserError, one_of
     first = os.environ.get("LOCAL_RANK", "0") == "0" # of the processes that torchrun has started on this machine
     try:
-        if command not in COMMANDS: raise unknown("command", command, COMMANDS)
+        one_of("command", command, COMMANDS)
         return run_command(COMMANDS[command], args) or 0
     except UserError as e:
         if not first: time.sleep(3) # the first process has the same mistake: it says so and the launcher ends this one

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
+from types import ModuleType, NoneType
+from typing import NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -64,10 +64,10 @@ def require(
 
 # %% ../nbs/01_core.ipynb #6002
 def _given(cfg, section, names):
-    "Full names and values of fields, without those that are null by default and left so"
+    "Full names and values of fields, without those that are null and may be"
     for name in names:
         value = getattr(cfg, name)
-        if value is None and getattr(type(cfg), name) is None: continue
+        if value is None and NoneType in get_args(get_type_hints(type(cfg))[name]): continue
         yield f"{section}.{name}" if section else name, value
 
 def at_least(cfg, section:str, low:int, *names:str):
@@ -126,7 +126,7 @@ def pick_dtype(
 ) -> torch.dtype:
     "The dtype of matrix products on `device`"
     if dtype == "auto": dtype = "bfloat16" if has_bf16(device) else "float32"
-    if dtype not in _DTYPES: raise unknown("dtype", dtype, ["auto", *_DTYPES])
+    one_of("dtype", dtype, ["auto", *_DTYPES])
     return getattr(torch, dtype)
 
 # %% ../nbs/01_core.ipynb #000d

@@ -161,7 +161,9 @@ def digest_of(
 ) -> str:
     "Hex digest of some values"
     h = hashlib.blake2b(digest_size=16)
-    for part in map(_as_bytes, parts): h.update(len(part).to_bytes(8, "little") + part)
+    for part in map(_as_bytes, parts):
+        h.update(len(part).to_bytes(8, "little"))
+        h.update(part)
     return h.hexdigest()
 
 # %% ../nbs/02_files.ipynb #3a05
@@ -276,7 +278,6 @@ def _manifest(folder):
 def commit_folder(
     path:Path|str,
     fill:Callable[[Path], Any], # fill(folder) writes the files
-    manifest:bool=True,         # add a manifest.json?
 ) -> None:
     "Make the folder `path`, with a manifest of its files: complete or absent"
     path = follow(path)
@@ -287,7 +288,7 @@ def commit_folder(
     try:
         fill(tmp)
         for f in tmp.iterdir(): _fsync(f)
-        if manifest: write_json(tmp/"manifest.json", _manifest(tmp))
+        write_json(tmp/"manifest.json", _manifest(tmp))
         _fsync(tmp)
         if path.exists(): _replace(path, old) # the old folder is deleted only when the new one is there
         _replace(tmp, path)

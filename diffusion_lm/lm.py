@@ -26,7 +26,6 @@ from .files import check_keys, find_run, read_json, read_yaml, unknown_key, writ
 from .models.make import make_model
 from .models.transformer import ModelConfig, n_params
 from .sampling.player import denoising_page, denoising_player, trace
-from .sampling.policies import LeftToRight
 from .sampling.sampler import PLAIN, Frame, SampleOptions, denoise, sample
 from .text.tokenizer import Tokenizer
 from .theory.schedule import information_grid
@@ -147,7 +146,7 @@ def _asked(
     for k in changes:
         if k in _NOT_HERE: raise UserError(f"{k} {_NOT_HERE[k]}")
     o = options.but(**changes)
-    policy = LeftToRight() if self.model.causal else o.policy()
+    policy = o.policy_for(self.model)
     greedy, sharp = _same(o.temperature, 0), "changes nothing at temperature 0, which takes the most probable token"
     if policy.grows and not _same(o.grid_name, "uniform"):
         raise UserError("grid_name goes with a sampler that follows a grid; this one chooses its own number of steps")

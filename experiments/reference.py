@@ -36,7 +36,7 @@ def pack(run):
     summary = {**read_json(run/"summary.json"), **figures, "weights": "last, in bfloat16"}
     write_json(run/"summary.json", summary)
     samples = [r for r in read_jsonl(run/"samples.jsonl") if r["step"] == summary["steps"]]
-    write_text(run/"report.md", report(run, cfg, summary, samples))
+    write_text(run/"report.md", report(cfg, summary, samples))
     return summary
 
 def main(*args):

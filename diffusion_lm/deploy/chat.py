@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import UserError, autocast, require, unknown
+from ..core import UserError, autocast, one_of, require, within
 from ..files import owner, unknown_key
 from ..lm import DiffusionLM, as_words
 from ..models.thought import Thoughts, between, newest_first
@@ -77,10 +77,8 @@ class Chat:
 @patch
 def check(self:Chat) -> Chat:
     "Self; raises `UserError` for settings that cannot be"
-    steps, most = self.sampling.steps, 1 << 16
-    if not 1 <= self.length <= self.longest:
-        raise UserError(f"length must be between 1 and {self.longest}, got {self.length}")
-    if not 1 <= steps <= most: raise UserError(f"steps must be between 1 and {most}, got {steps}")
+    within(self, "", 1, self.longest, "length")
+    within(self.sampling, "", 1, 1 << 16, "steps")
     self.sampling.check()
     if self.model.causal and self.sampler != "left-to-right":
         raise UserError(f"an autoregressive model samples left-to-right, not by '{self.sampler}'")
@@ -500,7 +498,7 @@ def _quit(line):
 def _parse_line(line):
     "The `Command` of a line and the words behind it"
     name, *words = line.split()
-    if name not in COMMANDS: raise unknown("command", name, COMMANDS)
+    one_of("command", name, COMMANDS)
     command = COMMANDS[name]
     if command.rest and words: words = [line.strip()[len(name):].strip()]
     if len(words) > command.words: raise UserError(f"'{words[command.words]}' is one word too many for {name}")

@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .. import __version__
-from ..core import UserError, require, rng, unknown
+from ..core import UserError, one_of, require, rng
 from ..evaluation.metrics import evaluate
 from ..files import atomic, digest, digest_of, follow, owner, read_json, refill_folder, to_json, write_json
 from ..models.block import block_mask
@@ -42,9 +42,8 @@ from ..theory.schedule import per_token
 def _mask_ratio(m, ids):
     "The mask ratio of each row (b,), or of each token's block (b,l); None for a network that is not told the time"
     if m.time is None: return None
-    hidden = ids == m.mask
-    if not m.block: return (hidden.sum(1)/(ids != m.pad).sum(1).clamp(min=1)).float()
-    of_block = hidden.float().unflatten(1, (-1, m.block)).mean(-1)
+    if not m.block: return m.mask_ratio(ids)
+    of_block = (ids == m.mask).float().unflatten(1, (-1, m.block)).mean(-1)
     return per_token(of_block, ids.shape[1])
 
 def _attention_mask(m, l, seen=0):
@@ -328,7 +327,6 @@ class OnnxModel(Denoiser):
         self.thought, self.stateful = model.thought, model.stateful
 
     # What differs by kind is what the model's own class does, with graphs in place of its layers
-    def spans(self, *args): return type(self.model).spans(self, *args)
     def read_step(self, *args): return type(self.model).read_step(self, *args)
     def rewind(self, carry): return type(self.model).rewind(self, carry)
     def check_cache(self, options): type(self.model).check_cache(self, options)
@@ -524,7 +522,7 @@ class ExportOptions:
         kind: str, # as kind_of names it
     ):
         "Raise `UserError` for what does not go together"
-        if self.format not in ("onnx", "torch"): raise unknown("format", self.format, ("onnx", "torch"))
+        one_of("format", self.format, ("onnx", "torch"))
         if self.format == "onnx": check_opset(self.opset)
         if self.static is not None and (not self.int8 or kind != "denoiser"):
             raise UserError("static scales are for the int8 graph of a denoiser: use dynamic ones")
@@ -658,7 +656,7 @@ def _for_tensorrt(folder, graph, precision, batch, length):
     about = read_json(folder/"export.json")
     if "profile" not in about: raise UserError(f"{folder} has no ONNX graphs: export the run with --format onnx")
     graph = graph or next(iter(about["profile"]))
-    if graph not in about["profile"]: raise unknown("graph", graph, about["profile"])
+    one_of("graph", graph, about["profile"])
     if precision not in ("fp32", "fp16"):
         raise UserError(f"a TensorRT engine is built in fp32 or fp16, not '{precision}'")
     profile = about["profile"][graph]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import UserError, clock, matmul_peak, pick_device, unknown
+from ..core import UserError, clock, matmul_peak, one_of, pick_device
 from ..files import read_json
 from ..models.make import preset_table
 from ..models.transformer import BaselineDreamModel, ModelConfig
@@ -97,7 +97,7 @@ def orin_nano(
     mode: str = "MAXN_SUPER", # a power mode, as `nvpmodel` calls it
 ) -> Device:
     "The Jetson Orin Nano 8 GB as its data sheet describes it"
-    if mode not in ORIN_MODES: raise unknown("power mode", mode, ORIN_MODES)
+    one_of("power mode", mode, ORIN_MODES)
     m = ORIN_MODES[mode]
     flops = {k: v*m.gpu_mhz*1e6 for k, v in ORIN_PER_CLOCK.items()}
     bandwidth = m.memory_mhz*1e6*2*128/8 # two transfers of 128 bits a clock
@@ -125,7 +125,7 @@ def step_seconds(
     places: int | None = None,
 ) -> float:
     "The least time for a denoising step: one forward pass over all tokens"
-    if dtype not in BYTES: raise unknown("dtype", dtype, BYTES)
+    one_of("dtype", dtype, BYTES)
     if dtype not in device.flops:
         raise UserError(f"{device.name} has no figure for {dtype}; it has {', '.join(device.flops)}")
     ops = forward_ops(config, vocab, batch, length, places)
@@ -164,7 +164,7 @@ def memory_bytes(
     places: int | None = None,
 ) -> dict:
     "What a model takes while it writes: `weights`, `activations`, `logits` and their `total`"
-    if dtype not in BYTES: raise unknown("dtype", dtype, BYTES)
+    one_of("dtype", dtype, BYTES)
     (c, H), (weight, value) = _plain(config), BYTES[dtype]
     n = batch*(length or c.length)
     widest = max(4*c.width, 3*H)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks', 'ScoredPass',
-           'score_pass', 'by_level', 'score_windows', 'UnitSums', 'evaluate', 'yardsticks']
+           'score_pass', 'by_level', 'masks', 'score_windows', 'UnitSums', 'evaluate', 'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
 import gzip
@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 
 from ..core import UserError, autocast, rng
 from ..text.store import eval_windows
@@ -71,6 +70,7 @@ class LeftOut(NamedTuple):
 
 def _t(freedom):
     "The 97.5 % quantile of Student's t"
+    from scipy.special import stdtrit  # a quarter of a second, which writing texts need not wait for
     return stdtrit(max(1., freedom), .975)
 
 def _half_width(f):
@@ -183,6 +183,18 @@ def _starts(generators, blocks):
     def spread(r): return r.permutation(blocks)/blocks if blocks > 1 else np.zeros(1)
     return np.stack([r.random() + spread(r) for r in generators])
 
+def masks(
+    generators: list,  # one for each row
+    blocks: int,       # in a row
+    l: int,            # tokens
+    draws: int,        # passes
+):
+    "Mask ratios (b,blocks) and uniforms (b,l) of each pass over some rows; each row draws from its own generator"
+    start = _starts(generators, blocks)
+    for d in range(draws):
+        t = torch.from_numpy(1 - (start + d/draws) % 1).float()
+        yield t, torch.from_numpy(np.stack([r.random(l, dtype=np.float32) for r in generators]))
+
 def _exact_pass(model, x):
     "Nats of every token (b,l) of a causal model"
     nll = ar_nll(model, x)
@@ -210,10 +222,7 @@ def score_windows(
     for i in progress(range(0, n, batch)):
         xb = x[i:i + batch].to(device)
         g = [rng(seed, "score", j) for j in range(i, i + len(xb))]
-        start = _starts(g, blocks)
-        for d in range(draws):
-            t = torch.from_numpy(1 - (start + d/draws) % 1).float()
-            u = torch.from_numpy(np.stack([r.random(l, dtype=np.float32) for r in g]))
+        for d, (t, u) in enumerate(masks(g, blocks, l, draws)):
             with autocast(device, dtype):
                 if model.causal: out = _exact_pass(model, xb)
                 else:

@@ -13,8 +13,8 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from ..core import UserError, autocast, rng, unknown
-from .metrics import estimate_ratio, same, score_pass
+from ..core import UserError, autocast, one_of, rng
+from .metrics import estimate_ratio, masks, same, score_pass
 from ..theory.denoiser import Denoiser
 
 # %% ../../nbs/evaluation/51_passages.ipynb #0006
@@ -80,11 +80,8 @@ def _reader(model, x, k, size, memory, prefix):
 
 def _score_passage(model, xk, g, draws, read):
     "Nats of a passage (b,), a mean over the draws, with a generator for each row"
-    start, total = np.array([r.random() for r in g]), torch.zeros(len(xk), dtype=torch.float64)
-    for d in range(draws):
-        u = torch.from_numpy(np.stack([r.random(xk.shape[1], dtype=np.float32) for r in g]))
-        t = torch.from_numpy(1 - (start + d/draws) % 1).float()[:, None]
-        total += score_pass(model, xk, t, u, read).nats.sum(1).cpu()
+    total = torch.zeros(len(xk), dtype=torch.float64)
+    for t, u in masks(g, 1, xk.shape[1], draws): total += score_pass(model, xk, t, u, read).nats.sum(1).cpu()
     return total/draws
 
 # %% ../../nbs/evaluation/51_passages.ipynb #4002
@@ -102,7 +99,7 @@ def score_passages(
     progress: Callable = same, # wraps the range of passages
 ) -> np.ndarray:
     "Nats of each passage (n,passages), a mean over the draws"
-    if memory not in MEMORY: raise unknown("memory", memory, MEMORY)
+    one_of("memory", memory, MEMORY)
     size = size or model.block or model.config.length
     if x.shape[1] % size: raise UserError(f"segments of {x.shape[1]} tokens cannot be cut into passages of {size}")
     device, training, out = next(model.parameters(), x).device, model.training, []

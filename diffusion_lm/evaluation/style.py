@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import UserError, rng
 from .metrics import Estimate, estimate_ratio, interval
-from ..text.difficulty import _WORD, sentences, vectors, words
+from ..text.difficulty import _WORD, _unit, sentences, vectors, words
 
 # %% ../../nbs/evaluation/53_style.ipynb #0005
 def _listed(texts, what="the texts"):
@@ -201,10 +201,6 @@ def _compared(texts, floor): # distances of one feature over the splits
     return {"value": float(texts.mean()), "book": asdict(book), "farther": float((floor >= texts).mean())}
 
 # %% ../../nbs/evaluation/53_style.ipynb #2009
-def _unit(v):
-    "Vectors of length one"
-    return v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9)
-
 def _neighbours(z, text):
     "The sum of cosines of neighbouring sentences, for each text"
     near = text[1:] == text[:-1]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core import UserError
+from ..core import UserError, require
 from ..evaluation.metrics import estimate_ratio
 from ..models.thought import newest_first
 
@@ -87,12 +87,10 @@ def plot_evolution(runs: dict): # {name: what evolution returned}
 
 # %% ../../nbs/lab/80_probes.ipynb #000f
 def _linear_model(columns, number):
-    try:
-        from sklearn.linear_model import LogisticRegression, Ridge
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import FunctionTransformer, StandardScaler
-    except ImportError:
-        raise UserError("probes need scikit-learn; add it with: pip install 'diffusion_lm[probes]'") from None
+    require("sklearn", "probes", "probes need scikit-learn")
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
     # cut at five deviations: a column that hardly varies may have one row far out, which would decide everything
     clip = FunctionTransformer(np.clip, kw_args={"a_min": -5, "a_max": 5})
     model = Ridge(columns) if number else LogisticRegression(C=1/columns, max_iter=300)

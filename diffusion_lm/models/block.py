@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core import UserError
 from .transformer import BaselineDreamModel
-from ..theory.denoiser import Carry, cut_spans
+from ..theory.denoiser import Carry
 from ..theory.schedule import per_token
 
 # %% ../../nbs/models/33_block.ipynb #0006
@@ -73,9 +73,10 @@ def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for Denoiser.hidde
     b, l = x.shape
     if l % self.block: raise UserError(f"{l} tokens cannot be cut into blocks of {self.block}")
     real, pos = x != self.pad, torch.arange(l, device=x.device).repeat(2)
-    flex = x.device.type == "cuda" and bool(real.all())
+    whole = bool(real.all())
+    flex = x.device.type == "cuda" and whole
     mask = stream_mask(l, self.block, x.device, flex)
-    if not real.all(): mask = mask & real.repeat(1, 2)[:, None, None]
+    if not whole: mask = mask & real.repeat(1, 2)[:, None, None]
     if self.time is not None and t is not None:
         t = per_token(t, l)
         t = torch.cat([t, torch.zeros_like(t)], 1) # clean text is at time 0
@@ -84,11 +85,6 @@ def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for Denoiser.hidde
     return h[:, :l]
 
 # %% ../../nbs/models/33_block.ipynb #4004
-@patch
-def spans(self:BlockDiffusionModel, free, block=None):
-    "The blocks with something to write in them, in order"
-    return cut_spans(free, self.block, aligned=True)
-
 @patch
 def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as for Denoiser.predict
     "Logits (n,V) at the wanted positions of a block; keys and values of finished blocks are carried on"
@@ -121,8 +117,6 @@ def rewind(self:BlockDiffusionModel, carry: Carry) -> Carry:
 
 @patch
 def check_cache(self:BlockDiffusionModel, options):
-    "Raise `UserError` for other blocks or another cache than the model's own"
-    if options.block not in (None, self.block):
-        raise UserError(f"this model writes in blocks of {self.block}, not {options.block}")
+    "Raise `UserError` for another cache than the model's own"
     if options.cache not in (None, "off"):
         raise UserError(f"a block-diffusion model has an exact cache of its own: leave out the {options.cache} cache")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from fastcore.basics import patch
 
-from ..core import unknown
+from ..core import one_of
 from .block import BlockDiffusionModel
 from .thought_model import StackedDiffusionModel3D
 from .transformer import PRESETS, SIZES, BaselineDreamModel, ModelConfig, n_params
@@ -65,7 +65,7 @@ def matched(
     by: str = "parameters", # or operations
 ) -> BaselineDreamModel:
     "An untrained baseline without thoughts, of the width at which it comes nearest"
-    if by not in ("parameters", "operations"): raise unknown("way to match", by, ("parameters", "operations"))
+    one_of("way to match", by, ("parameters", "operations"))
     c, step = self.config, 2*self.config.heads
     def size(m): return n_params(m) if by == "parameters" else m.operations(c.length)
     def baseline(width):

@@ -63,7 +63,7 @@ def check(self: ThoughtConfig) -> ThoughtConfig:
     for k in self.losses: one_of("thought loss", k, LOSSES)
     within(self, "thought", 0, 1, *_FRACTIONS)
     within(self, "thought", 0, 100, "noise")
-    if self.segment is not None: at_least(self, "thought", 1, "segment")
+    at_least(self, "thought", 1, "segment")
     return self
 
 # %% ../../nbs/models/31_thought.ipynb #0009

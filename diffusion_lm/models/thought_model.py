@@ -30,7 +30,7 @@ from diffusion_lm.models.thought import (
     renew,
 )
 from .transformer import BaselineDreamModel
-from ..theory.denoiser import Carry, cut_spans
+from ..theory.denoiser import Carry
 from ..theory.objective import Objective, token_nll
 from ..weights import load_weights, save_weights
 
@@ -234,9 +234,10 @@ def _losses(self:StackedDiffusionModel3D, x, s, after, clean, document):
     "Auxiliary losses of the newest thought"
     was, now, real = newest_first(s), newest_first(after), x != self.pad
     again = "consistency" in self.losses.weights and not clean
-    other = newest_first(self.remember(x, s) if again else after)
+    other = newest_first(self.remember(x, s)) if again else now
+    memory = self.read(s) if self.losses.guess is not None else None # the next thought is guessed from it
     return self.losses(
-        now.maps[:, 0], real.any(1), memory=self.read(s), before=was.maps[:, 0],
+        now.maps[:, 0], real.any(1), memory=memory, before=was.maps[:, 0],
         head=self.head, x=x, real=real, clean=other.maps[:, 0], document=document)
 
 # %% ../../nbs/models/34_thought_model.ipynb #0017
@@ -274,11 +275,6 @@ class ThoughtObjective(Objective):
 
 # %% ../../nbs/models/34_thought_model.ipynb #4007
 @patch
-def spans(self:StackedDiffusionModel3D, free, block=None):
-    "The passages with something to write in them, in order"
-    return cut_spans(free, self.block, aligned=True)
-
-@patch
 def read_step(self:StackedDiffusionModel3D, x, want, carry, span, cache=None): # as for Denoiser.predict
     "Logits (n,V) at the wanted positions of a passage; thoughts of finished passages are carried on"
     start, end = span
@@ -297,9 +293,7 @@ def rewind(self:StackedDiffusionModel3D, carry: Carry) -> Carry:
 
 @patch
 def check_cache(self:StackedDiffusionModel3D, options):
-    "Raise `UserError` for other blocks than the model's passages, or a cache"
-    if options.block not in (None, self.block):
-        raise UserError(f"this model writes in blocks of {self.block}, not {options.block}")
+    "Raise `UserError` for a cache"
     if options.cache: raise UserError(f"a model with thoughts keeps those, and takes no {options.cache} cache")
 
 # %% ../../nbs/models/34_thought_model.ipynb #0023

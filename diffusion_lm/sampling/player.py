@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import UserError
+from ..core import require
 from ..files import write_text
 from .sampler import PLAIN, SampleOptions, denoise
 
@@ -55,10 +55,7 @@ def _shown(sample, step):
 # %% ../../nbs/sampling/43_player.ipynb #2004
 def denoising_player(sample: dict):
     "A widget in which a denoising can be played, stopped and stepped through"
-    try:
-        import ipywidgets as w
-    except ImportError:
-        raise UserError("the player needs ipywidgets; add it with: pip install 'diffusion_lm[notebook]'") from None
+    w = require("ipywidgets", "notebook", "the player needs ipywidgets")
     play = w.Play(max=sample["steps"], interval=200)
     slider = w.IntSlider(max=sample["steps"], description="step")
     w.jslink((play, "value"), (slider, "value"))

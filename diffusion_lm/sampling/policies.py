@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import UserError, unknown
+from ..core import UserError, one_of, within
 from ..theory.schedule import grid as make_grid
 
 # %% ../../nbs/sampling/40_policies.ipynb #0006
@@ -129,8 +129,8 @@ class ReMDM(Policy):
     exact, forgets = "as the number of steps grows", True
 
     def __post_init__(self):
-        if self.kind not in _KINDS: raise unknown("kind", self.kind, _KINDS)
-        if not 0 <= self.eta <= 1: raise UserError(f"eta must be between 0 and 1, got {self.eta}")
+        one_of("kind", self.kind, _KINDS)
+        within(self, "", 0, 1, "eta")
         if self.kind == "confidence" and self.eta != type(self).eta: raise UserError(_NO_ETA)
 
     def ask(self, x, masked, step, u):
@@ -178,7 +178,7 @@ class PredictorCorrector(ReMDM):
         if self.kind == "loop":
             raise UserError("kind loop goes with remdm: "
                             "predictor-corrector holds every level for its corrections anyway")
-        if not 0 <= self.correct <= 1000: raise UserError(f"correct must be between 0 and 1000, got {self.correct}")
+        within(self, "", 0, 1000, "correct")
 
     def grid(self, name, steps):
         levels = make_grid(name, max(1, -(-steps//(self.correct + 1)))) # the corrections count as steps
@@ -268,7 +268,7 @@ class Threshold(Daring, Confidence):
     tau: float = .9 # probability from which on a token counts as certain
 
     def __post_init__(self):
-        if not 0 <= self.tau <= 1: raise UserError(f"tau must be between 0 and 1, got {self.tau}")
+        within(self, "", 0, 1, "tau")
 
     def sure(self, score): return (score.exp() > self.tau).sum(1)
 
@@ -328,7 +328,7 @@ def make_policy(
 ) -> Policy:
     "A policy by its name; raises `UserError` for an unknown name or parameter"
     if not isinstance(name, str): return name
-    if name not in SAMPLERS: raise unknown("sampler", name, SAMPLERS)
+    one_of("sampler", name, SAMPLERS)
     has = sampler_params(name)
     takes = ", ".join(has) or "no parameters"
     for k in kw:

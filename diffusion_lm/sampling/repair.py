@@ -13,6 +13,7 @@ import torch
 from ..core import UserError
 from .sampler import PLAIN, SampleOptions, sample
 from ..theory.denoiser import NOTHING, Denoiser
+from ..theory.schedule import mask_count
 
 # %% ../../nbs/sampling/42_repair.ipynb #101a
 @torch.no_grad()
@@ -56,15 +57,10 @@ def repair(
     if not 0 < share <= 1: raise UserError(f"share must be above 0 and at most 1, got {share}")
     was = doubts(model, x, free, groups, thoughts)
     for r in range(rounds):
-        worst = _worst(was, free, share)
+        worst = mask_count((share*free.sum(1)).ceil(), was, free) # the least probable
         again = options.but(**changes, only=worst, seed=f"{seed} repair {r}", thoughts=thoughts)
         y = sample(model, x.masked_fill(worst, model.mask), again)
         now = doubts(model, y, free, groups, thoughts)
         better = (now.sum(1) > was.sum(1))[:, None]
         x, was = torch.where(better, y, x), torch.where(better, now, was)
     return x, was
-
-def _worst(logp, free, share):
-    "The least probable of the free positions of each row (b,l), a share of them"
-    rank = logp.masked_fill(~free, torch.inf).argsort(1).argsort(1)
-    return free & (rank < (share*free.sum(1, keepdim=True)).ceil())

@@ -65,6 +65,11 @@ def policy(self:SampleOptions) -> Policy:
     return make_policy(self.sampler, **self.params)
 
 @patch
+def policy_for(self:SampleOptions, model: Denoiser) -> Policy:
+    "The policy with which a model is sampled: a causal one has no choice"
+    return LeftToRight() if model.causal else self.policy()
+
+@patch
 def check(self:SampleOptions) -> SampleOptions:
     "Self; raises `UserError` for what no model can do"
     policy = self.policy()
@@ -338,7 +343,7 @@ def denoise(
     free = x == model.mask
     if o.only is not None: free = free & o.only
     model.check_sampling(o, free)
-    policy = LeftToRight() if model.causal else o.policy()
+    policy = o.policy_for(model)
     # One span after another
     draft = Draft(model, x, free, o)
     for k, span in enumerate(model.spans(free, o.block)): yield from _fill(draft, policy, k, span)

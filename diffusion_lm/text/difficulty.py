@@ -120,7 +120,7 @@ def _word_vectors(texts: Sequence[str]) -> np.ndarray:
     if min(z.shape) <= 2: return z.toarray()
     return TruncatedSVD(min(64, *(n - 1 for n in z.shape)), random_state=0).fit_transform(z)
 
-def _unit(z): return z/np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-9)
+def _unit(z): return z/np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-9) # vectors of length one
 
 def vectors(
     texts: Sequence[str],

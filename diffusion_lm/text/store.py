@@ -9,7 +9,6 @@ __all__ = ['LAYOUTS', 'TokenStore', 'store_name', 'token_store', 'TokenizerConfi
 # %% ../../nbs/text/13_store.ipynb #0003
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from fastcore.basics import patch
 
 from ..core import UserError, rng
 from ..files import _fsync, cache_dir, digest_of, owner, rank, read_json, write_json
+from ..terminal import note
 from .corpus import SPLITS, Corpus, DataConfig, Document, load_data, split
 
 # %% ../../nbs/text/13_store.ipynb #0020
@@ -114,7 +114,7 @@ def store_name(
 # %% ../../nbs/text/13_store.ipynb #6003
 def _wait(line):
     "Say that another process is at work; of the processes of one training, one says so"
-    if not rank(): print(line, file=sys.stderr, flush=True)
+    if not rank(): note(line)
 
 def _make(path: Path, corpus: Corpus, tok, splits):
     "Build a store next to its place, and move it there"
@@ -211,11 +211,20 @@ class Layout:
     n: int = 0 # windows in an epoch; each layout sets it
     def __init__(
         self,
-        length: int, # tokens in a window
+        store: TokenStore,
+        split: str,
+        length: int,                # tokens in a window
         seed: int,
+        batch: int = 1,             # rows, for streams
+        segment: int | None = None, # windows of a document to read before turning to another; None: all
     ):
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.batch, self.segment = length, seed, batch, segment
         self.epoch = lru_cache(2)(self.plan)
+        self.open(store, split)
+
+    def open(self, store: TokenStore, split: str):
+        "Set `n`, and whatever does not change from epoch to epoch"
+        raise NotImplementedError
 
     def plan(self, epoch: int):
         "What is decided once an epoch"
@@ -232,18 +241,9 @@ class Layout:
 # %% ../../nbs/text/13_store.ipynb #002a
 class Packed(Layout):
     "Windows of the whole split as one ribbon, shifted and reordered every epoch"
-    def __init__(
-        self,
-        store: TokenStore,
-        split: str,
-        length: int,
-        seed: int,
-        batch=None,   # only streams
-        segment=None, # need these
-    ):
-        super().__init__(length, seed)
+    def open(self, store, split):
         self.x = store.split(split)
-        self.n = max(1, len(self.x)//length - 1) # one less than would fit: room for the shift
+        self.n = max(1, len(self.x)//self.length - 1) # one less than would fit: room for the shift
 
     def plan(self, epoch):
         "The shift of the cuts, and the order of the windows"
@@ -267,24 +267,15 @@ class _Piece(NamedTuple):
 # %% ../../nbs/text/13_store.ipynb #6008
 class Streams(Layout):
     "Row i of the batch reads documents from start to end, or segments of them; their ends are padded"
-    def __init__(
-        self,
-        store: TokenStore,
-        split: str,
-        length: int,
-        seed: int,
-        batch: int,                 # rows
-        segment: int | None = None, # windows of a document to read before turning to another; None: all
-    ):
-        super().__init__(length, seed)
-        self.x, self.pad, self.batch, self.segment = store.tokens, store.meta["pad"], batch, segment
+    def open(self, store, split):
+        self.x, self.pad = store.tokens, store.meta["pad"]
         self.bounds = store.documents(split)
         self.first = int(np.searchsorted(store.offsets, self.bounds[0])) # document of the split
-        windows = -(-np.diff(self.bounds)//length) # of each document, the last one padded
-        self.steps = int(windows.sum())//batch     # of an epoch
-        self.n = self.steps*batch
+        windows = -(-np.diff(self.bounds)//self.length) # of each document, the last one padded
+        self.steps = int(windows.sum())//self.batch # of an epoch
+        self.n = self.steps*self.batch
         if not self.n:
-            raise UserError(f"the {split} split has fewer than {batch} windows: "
+            raise UserError(f"the {split} split has fewer than {self.batch} windows: "
                             "use a smaller trainer.batch")
 
 # %% ../../nbs/text/13_store.ipynb #500c
@@ -318,16 +309,8 @@ def window(self: Streams, plan: list[_Piece], i: int) -> Window:
 # %% ../../nbs/text/13_store.ipynb #5010
 class Pairs(Layout):
     "Two adjacent pieces of a document with [SEP] between them"
-    def __init__(
-        self,
-        store: TokenStore,
-        split: str,
-        length: int,
-        seed: int,
-        batch=None,   # only streams
-        segment=None, # need these
-    ):
-        super().__init__(length, seed)
+    def open(self, store, split):
+        length = self.length
         if length < 3: raise UserError(f"a pair needs a window of at least 3 tokens, got {length}")
         self.x, self.sep = store.tokens, store.meta["sep"]
         bounds, size = store.documents(split), length - 1 # tokens of text

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from ..core import UserError, unknown
+from ..core import UserError, one_of
 from ..files import atomic, digest_of
 
 # %% ../../nbs/text/10_tokenizer.ipynb #0006
@@ -209,7 +209,7 @@ def train_tokenizer(
     vocab_size:int=4096,
 ) -> Tokenizer:
     "Train a tokenizer of `kind`; raises `UserError` for an unknown kind or too small a vocabulary"
-    if kind not in KINDS: raise unknown("tokenizer kind", kind, KINDS)
+    one_of("tokenizer kind", kind, KINDS)
     least = 256 + len(SPECIALS)
     if vocab_size < least:
         raise UserError(f"tokenizer.vocab_size must be at least {least} (256 bytes and the special tokens), "

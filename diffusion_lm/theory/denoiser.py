@@ -134,11 +134,12 @@ def cut_spans(
 def spans(
     self:Denoiser,
     free: torch.Tensor,        # which positions are to be written (b,l), bool
-    block: int | None = None,  # positions in a span
+    block: int | None = None,  # positions in a span, for a model without blocks of its own
 ) -> list[tuple[int, int]]:
     "What is written together, in order"
     if self.causal: return [(0, free.shape[1])]
-    return cut_spans(free, block)
+    own = self.block is not None
+    return cut_spans(free, self.block if own else block, aligned=own)
 
 # %% ../../nbs/theory/21_denoiser.ipynb #0019
 @patch
@@ -158,12 +159,17 @@ def predict(
 
 # %% ../../nbs/theory/21_denoiser.ipynb #001b
 @patch
+def mask_ratio(self:Denoiser, x):
+    "The share of the real tokens of each row that is masked (b,)"
+    return ((x == self.mask).sum(1)/(x != self.pad).sum(1).clamp(min=1)).float()
+
+@patch
 def read_step(self:Denoiser, x, want, carry, span, cache=None): # as for predict, all on the model's device
     "Logits (n,V) at the wanted positions, and what to carry on"
     if self.causal: return self._read_next(x, want, carry)
     if carry.span == span and carry.cache is not None: return self._read_span(x, want, carry)
     real = x != self.pad
-    ratio = ((x == self.mask).sum(1)/real.sum(1).clamp(min=1)).float()
+    ratio = self.mask_ratio(x)
     mask = None if real.all() else real
     if self.stateful:
         h, state = self.features(x, ratio, mask=mask, latent=carry.latent)
@@ -186,7 +192,7 @@ def _read_span(self:Denoiser, x, want, carry):
     "The same from the positions of the span alone, with the keys and values of all others as they were"
     outside, inside = carry.outside, ~carry.outside
     real = x != self.pad
-    ratio = ((x == self.mask).sum(1)/real.sum(1).clamp(min=1)).float()
+    ratio = self.mask_ratio(x)
     mask = None if real.all() else torch.cat([real[:, outside], real[:, inside]], 1)
     at = torch.arange(x.shape[1], device=x.device)
     h, _ = self.features(x[:, inside], ratio, pos=at[inside], cache=carry.cache, mask=mask)
@@ -218,8 +224,10 @@ def check_sampling(
     "Raise `UserError` for what this kind of model cannot do"
     if options.thoughts is not None and not self.thought: raise UserError("this model has no thoughts to begin with")
     if options.guidance and not self.infills: raise UserError("guidance needs a model that looks both ways")
-    if self.causal: self._check_causal(options, free)
-    else: self.check_cache(options)
+    if self.causal: return self._check_causal(options, free)
+    if self.block and options.block not in (None, self.block):
+        raise UserError(f"this model writes in blocks of {self.block}, not {options.block}")
+    self.check_cache(options)
 
 @patch
 def _check_causal(self:Denoiser, options, free):

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import UserError, unknown
+from ..core import UserError, one_of
 from .denoiser import Denoiser
 from .schedule import make_schedule, mask_exact, mask_random, per_token
 
@@ -82,7 +82,7 @@ class Objective(nn.Module):
         smoothing: float = 0.,         # of the labels
     ):
         super().__init__()
-        if name not in OBJECTIVES: raise unknown("objective", name, OBJECTIVES)
+        one_of("objective", name, OBJECTIVES)
         noise = NoiseConfig() if noise is None else noise
         self.model, self.name, self.noise, self.smoothing = model, name, noise, smoothing
         self.schedule = noise.make()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core import UserError, unknown
+from ..core import UserError, one_of, unknown
 
 # %% ../../nbs/theory/20_schedule.ipynb #0006
 class Schedule:
@@ -113,7 +113,7 @@ def make_schedule(
 ) -> Schedule:
     "A `Schedule` by its name; raises `UserError` for an unknown one or impossible numbers"
     polynomial, clipped = Polynomial(power).check(), Clipped(low, high).check()
-    if name not in SCHEDULES: raise unknown("schedule", name, SCHEDULES)
+    one_of("schedule", name, SCHEDULES)
     if name == "polynomial": return polynomial
     if name == "clipped": return clipped
     return SCHEDULES[name]()

@@ -18,10 +18,11 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from ..core import UserError, rng, unknown
+from ..core import UserError, one_of, rng
 from ..evaluation.metrics import evaluate
 from ..files import append_jsonl
 from ..lm import DiffusionLM
+from ..sampling.sampler import PLAIN, SampleOptions
 from .learner import Best, Callback, StageSpan
 
 # %% ../../nbs/training/73_callbacks.ipynb #0008
@@ -131,6 +132,10 @@ class SampleConfig:
     steps: int = 64
     temperature: float = 1.
 
+    def options(self, seed: int = 0) -> SampleOptions:
+        "How its samples are written"
+        return PLAIN.but(sampler=self.sampler, steps=self.steps, temperature=self.temperature, seed=seed)
+
 # %% ../../nbs/training/73_callbacks.ipynb #n021
 def sample_records(
     lm: DiffusionLM,
@@ -139,7 +144,7 @@ def sample_records(
     n: int = 1, # samples for each prompt and template
 ) -> list[dict]:
     "Samples for the prompts and templates of `cfg`, as records of `samples.jsonl`"
-    kw = dict(n=n, steps=cfg.steps, sampler=cfg.sampler, temperature=cfg.temperature, seed=seed)
+    kw = dict(n=n, options=cfg.options(seed))
     name = "left-to-right" if lm.model.causal else cfg.sampler
     texts = [(p, t) for p in cfg.prompts for t in lm.generate(p, **kw)]
     if lm.infills: texts += [(p, t) for p in cfg.templates for t in lm.infill(p, **kw)]
@@ -200,7 +205,7 @@ class MaskRange(Callback):
     order = 15
     def __init__(self, noise, seed=0):
         low, high = noise.low, noise.high
-        if noise.progress not in PROGRESS: raise unknown("noise.progress", noise.progress, PROGRESS)
+        one_of("noise.progress", noise.progress, PROGRESS)
         if not 0 < low < high <= 1:
             raise UserError(f"noise.progress needs 0 < noise.low < noise.high <= 1, got {low} and {high}")
         self.noise, self.seed, self.top = noise, seed, low

@@ -12,13 +12,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import UserError, at_least, one_of, require, rng, unknown
+from ..core import UserError, at_least, one_of, require, rng
 from ..files import atomic, cache_dir, digest_of, write_json, write_text
 from ..text.corpus import SPLITS, Corpus
 from diffusion_lm.text.difficulty import (
@@ -113,8 +114,7 @@ def _check_text(name: str, text: str, found: list):
 def _check_language(name: str, text: str, language: str):
     "Raise `UserError` where most words of a text are not usual in a language"
     wordfreq = require("wordfreq", "curriculum")
-    known = wordfreq.available_languages()
-    if language not in known: raise unknown("curriculum.difficulty.language", language, known)
+    one_of("curriculum.difficulty.language", language, wordfreq.available_languages())
     distinct = list(dict.fromkeys(words(text[:200_000])))[:2000]
     is_usual = [wordfreq.zipf_frequency(w, language) >= 2.5 for w in distinct]
     usual = np.mean(is_usual) if is_usual else 0.
@@ -218,12 +218,12 @@ class _Pieces(Layout):
         self,
         items: list[np.ndarray], # token arrays
         eos: int,                # put behind each
-        length: int,
-        seed: int,
+        *args,                   # as for Layout
     ):
-        super().__init__(length, seed)
         self.items = [np.append(i, eos) for i in items]
-        self.n = sum(map(len, self.items))//length
+        super().__init__(*args)
+
+    def open(self, store, split): self.n = sum(map(len, self.items))//self.length
 
     def plan(self, epoch):
         order = rng(self.seed, "epoch", epoch).permutation(len(self.items))
@@ -307,12 +307,6 @@ class Stage(NamedTuple):
     tokens: int  # in an epoch
     bound: bool  # is the training loss a bound on the likelihood of text here?
 
-# %% ../../nbs/training/75_curriculum.ipynb #600c
-def _layout_of(items: list, eos: int):
-    "A layout that reads these pieces, whatever the store holds"
-    def make(store, split, length, seed, *unused): return _Pieces(items, eos, length, seed)
-    return make
-
 # %% ../../nbs/training/75_curriculum.ipynb #600e
 def _stage_name(i: int, reads: str, low: float, high: float) -> str:
     "Number and reading of a stage; its mask ratios tell a stage of running text from others"
@@ -337,7 +331,7 @@ def make_stages(
         if reads == "text": items, size, layout = [], len(store.split("train")), "packed"
         else:
             items = pieces(book, reads, easy, tok)
-            size, layout = sum(len(p) + 1 for p in items), _layout_of(items, tok.eos)
+            size, layout = sum(len(p) + 1 for p in items), partial(_Pieces, items, tok.eos)
         if reads != "text" and size < length:
             raise UserError(f"stage {i} has {len(items)} {reads} of {size} tokens, less than "
                             f"one window of {length}: raise curriculum.easy (now {easy:g})")

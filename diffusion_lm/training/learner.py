@@ -21,8 +21,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
 from diffusion_lm.core import (
@@ -219,12 +217,14 @@ def _join(self:Learner):
         raise UserError(f"trainer.batch {n} must be a multiple of the number of processes, {self.world}")
 
 # %% ../../nbs/training/70_learner.ipynb #0014
+def _is_sharded(x): return hasattr(x, "full_tensor") # a DTensor: to import the class takes half a second
+
 @patch
 def _place(self:Learner, objective):
     "Move to the device, wrap for several processes, make the optimizers"
     model, cfg = objective.model, self.cfg
     model.checkpointing = cfg.checkpointing
-    by_hand = any(isinstance(p, DTensor) for p in model.parameters()) # sharded with `fully_shard`
+    by_hand = any(map(_is_sharded, model.parameters())) # with `fully_shard`
     self.sharded = by_hand or str(self.acc.distributed_type).endswith("FSDP")
     if self.sharded: self._check_sharded()
     opts = make_optimizers(model, cfg, muon=not self.sharded)
@@ -251,6 +251,7 @@ def _check_sharded(self:Learner):
 def best_model(self:Learner) -> nn.Module:
     "The model to evaluate; with sharded weights, every process must ask for it at the same time"
     if not self.sharded: return self.model if self.ema is None else self.ema.module
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # half a second
     state = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True))
     with torch.random.fork_rng([]): m = self.model.like().to(self.device)
     m.load_state_dict(state)
@@ -347,7 +348,7 @@ def _set_lr(self:Learner):
         for g in o.param_groups: g["lr"] = self.cfg.lr*lr_factor(self.step, self.cfg)
 
 # %% ../../nbs/training/70_learner.ipynb #n047
-def _whole(x): return x.full_tensor() if isinstance(x, DTensor) else x
+def _whole(x): return x.full_tensor() if _is_sharded(x) else x
 
 @patch
 def train_step(self:Learner):

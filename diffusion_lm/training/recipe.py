@@ -162,9 +162,9 @@ def _check_curriculum(cfg):
 # %% ../../nbs/training/76_recipe.ipynb #2013
 def _check_samples(cfg):
     "Steps, sampler and temperature of the samples are possible"
-    s, model = cfg.samples, _small_model(cfg)
+    model = _small_model(cfg)
     x = torch.full((1, 1), model.mask)
-    next(denoise(model, x, steps=s.steps, sampler=s.sampler, temperature=s.temperature))
+    next(denoise(model, x, cfg.samples.options()))
 
 def _check_prompts(cfg, tok):
     "Prompts and templates fit into the window"

@@ -84,12 +84,6 @@ def test_figures(
     return r | {"seconds_to_score": round(time.perf_counter() - start, 2)}
 
 # %% ../../nbs/training/77_report.ipynb #2005
-def _written(cfg, lm, n, seed):
-    "`n` texts as the recipe's samples are written"
-    s = cfg.samples
-    sampler = "left-to-right" if lm.model.causal else s.sampler
-    return lm.generate("", n=n, steps=s.steps, sampler=sampler, temperature=s.temperature, seed=seed)
-
 def style_figures(
     cfg: RunConfig, # of a run
     lm,             # its DiffusionLM
@@ -108,7 +102,7 @@ def style_figures(
     train = [d.text for d, split in zip(corpus, splits) if not split]
     held_out = [d.text for d, split in zip(corpus, splits) if split]
     step = max(1, sum(len(d.text) for d in corpus)//1_000_000) # of a large corpus, some documents are enough
-    texts = texts or _written(cfg, lm, n, seed)
+    texts = texts or lm.generate("", n=n, options=cfg.samples.options(seed))
     reference = reference or [d.text for d in corpus][::step]
     return style_report(texts, reference, train, held_out, seed) | {"text": texts[0]}
 
@@ -247,8 +241,7 @@ def _what_next(name):
 
 # %% ../../nbs/training/77_report.ipynb #2010
 def report(
-    run,                 # a run's folder
-    cfg: RunConfig,
+    cfg: RunConfig,      # of a run
     s: dict,             # its summary
     records: list[dict], # its last samples
 ) -> str:

@@ -29,7 +29,6 @@ from diffusion_lm.files import (
     read_jsonl,
     remove_files,
     run_path,
-    settle,
     sweep,
     trim_jsonl,
     write_json,
@@ -42,7 +41,7 @@ from ..text.store import Loader, TokenStore, prepare
 from ..text.tokenizer import Tokenizer
 from .budget import HalveMicroBatch, fit_micro_batch, limit_steps
 from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Validate, sample_records
-from .checkpoint import CHECKPOINT, EMA, Checkpoint, steps_of
+from .checkpoint import CHECKPOINT, EMA, Checkpoint, settle_steps, steps_of
 from .curriculum import Curriculum
 from .learner import Diverged, Learner
 from .monitor import Monitor, Norms, plot_monitor, plot_norms
@@ -117,7 +116,7 @@ def _clear(run):
     "Remove what a run has written; until another begins, the folder says that it is being emptied"
     write_text(run/_EMPTIED, "")
     (run/"config.yaml").unlink(missing_ok=True)
-    for p in run.glob(".step-*.old"): settle(p.with_name(p.name[1:-4]))
+    settle_steps(run)
     for p in steps_of(run): remove_files(p, CHECKPOINT)
     _clear_tensorboard(run/"diffusion_lm")
     for f in _OURS: (run/f).unlink(missing_ok=True)
@@ -381,8 +380,7 @@ def _write_page(run, cfg, lm, subtitle):
     "A page in which the samples appear step by step"
     s = cfg.samples
     templates = s.templates if lm.infills else []
-    lm.watch(run/"denoising.html", s.prompts, templates, steps=s.steps, sampler=s.sampler, temperature=s.temperature,
-             seed=cfg.seed, subtitle=subtitle)
+    lm.watch(run/"denoising.html", s.prompts, templates, subtitle=subtitle, options=s.options(cfg.seed))
 
 def _draw_figures(run, cfg):
     "loss.png, and what the monitor measured"
@@ -409,4 +407,4 @@ def finish(
     _write_page(run, cfg, lm, f"{store.meta['corpus']} · {n_params(model)/1e6:.1f}M parameters · {bpb}")
     _draw_figures(run, cfg)
     write_json(run/"summary.json", summary)
-    write_text(run/"report.md", report(run, cfg, summary, records))
+    write_text(run/"report.md", report(cfg, summary, records))
