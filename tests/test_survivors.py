@@ -170,13 +170,17 @@ def test_mask_ratios_move_the_times():
 
 # ---- callbacks ----
 
-def stand_in(step=0, steps=11, **kw):
+class StandIn(SimpleNamespace):
+    @property
+    def progress(self): return self.step/self.cfg.steps
+
+def stand_in(step=0, steps=10, **kw):
     "As much of a learner as a callback looks at"
     notes = []
     usual = dict(step=step, cfg=TrainConfig(steps=steps, eval_every=5), best=None, stage=None, skipped=False,
                  done=False, mask_range=(0., 1.), notes=notes, note=lambda **r: notes.append(r),
                  read_from=lambda loader: None)
-    return SimpleNamespace(**usual | kw)
+    return StandIn(**usual | kw)
 
 def test_masks_widen_line_by_line():
     learn, c = stand_in(), MaskRange(NoiseConfig(progress="linear", low=.2, high=.7))
@@ -185,7 +189,7 @@ def test_masks_widen_line_by_line():
     for learn.step in range(1, 11):
         c.after_step(learn)
         seen.append(learn.mask_range)
-    assert np.allclose(seen, [(0., .2 + .05*i) for i in range(11)]) # the last step has all of it
+    assert np.allclose(seen, [(0., .2 + .05*i) for i in range(11)]) # behind the last step, all of it
 
 def test_masks_widen_where_nothing_improves():
     learn, c = stand_in(steps=40), MaskRange(NoiseConfig(progress="adaptive", low=.2, high=.45))

@@ -39,7 +39,7 @@ def progress(
 # %% ../../nbs/training/73_callbacks.ipynb #n001
 class Log(Callback):
     "Write notes to `log.jsonl`, a note on the loss every `log_every` steps, and show progress"
-    order, total, n, bar, stage = -5, 0., 0, None, None
+    order, total, n, bar, stage, figures = -5, 0., 0, None, None, ""
     def __init__(self, path, quiet=False): self.path, self.quiet = Path(path), quiet
     def state(self): return {"total": float(self.total), "n": self.n} # what has been summed since the last line
     def load(self, state): self.total, self.n = state["total"], state["n"]
@@ -60,6 +60,8 @@ class Log(Callback):
         if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/training/73_callbacks.ipynb #n022
+_BY_CLOCK = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]" # what is left, the clock knows better
+
 @patch
 def new_bar(self:Log, learn):
     "A bar for the run, or for each stage of a curriculum"
@@ -67,18 +69,30 @@ def new_bar(self:Log, learn):
     self.stage = learn.stage
     span = self.stage or StageSpan("training", 0, learn.cfg.steps, True)
     quiet = self.quiet or not learn.acc.is_main_process
-    self.bar = progress(quiet=quiet, total=span.end - span.start, initial=learn.step - span.start, desc=span.name)
+    kw = {} if learn.seconds_left is None else {"bar_format": _BY_CLOCK}
+    self.bar = progress(quiet=quiet, total=span.end - span.start, initial=learn.step - span.start, desc=span.name, **kw)
 
 # %% ../../nbs/training/73_callbacks.ipynb #n023
 @patch
 def after_step(self:Log, learn):
     self.bar.update()
+    self.show(learn)
     if learn.stage != self.stage: self.new_bar(learn)
     if not learn.skipped:
         self.total += learn.loss
         self.n += 1
     due = learn.step % learn.cfg.log_every == 0 or learn.step == learn.cfg.steps
     if due and self.n: self.write(learn)
+
+@patch
+def show(self:Log, learn):
+    "Loss and speed and, where the run has a clock, the time that is left and the steps that it allows"
+    if learn.seconds_left is None:
+        self.bar.set_postfix_str(self.figures, refresh=False)
+        return
+    if learn.stage is None: self.bar.total = learn.cfg.steps
+    minutes, seconds = divmod(max(0, round(learn.seconds_left)), 60)
+    self.bar.set_postfix_str(f"{minutes}:{seconds:02d} left, {self.figures}", refresh=False)
 
 @patch
 def write(self:Log, learn):
@@ -89,7 +103,8 @@ def write(self:Log, learn):
     self.total.zero_()
     self.n = 0
     self.mark(learn)
-    self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+    self.figures = f"loss {loss:.3f}, {speed:,.0f} tokens/s"
+    self.show(learn)
     learn.note(loss=loss, grad_norm=float(learn.grad_norm), lr=learn.opts[0].param_groups[0]["lr"],
                tokens=learn.step*per_step, seconds=round(learn.seconds, 3),
                cpu_seconds=round(learn.cpu_seconds, 3), tokens_per_second=round(speed))
@@ -230,7 +245,7 @@ def narrow(self:MaskRange, learn):
     "Set the range of the next step"
     low, span = self.noise.low, self.noise.high - self.noise.low
     if self.noise.progress == "linear":
-        learn.mask_range = 0., low + span*min(1., learn.step/max(1, learn.cfg.steps - 1))
+        learn.mask_range = 0., low + span*learn.progress
     elif self.noise.progress == "random":
         learn.mask_range = tuple(low + span*np.sort(rng(self.seed, "range", learn.step).random(2)))
     elif self.noise.progress == "adaptive": learn.mask_range = 0., self.top
@@ -248,6 +263,6 @@ class Awaken(Callback):
     def before_fit(self, learn): self.after_step(learn)
 
     def after_step(self, learn):
-        since = learn.step/learn.cfg.steps - self.late
+        since = learn.progress - self.late
         learn.raw.awake = since >= 0
         learn.raw.ramp = min(1., max(0., since)/self.ramp) if self.ramp else 1.

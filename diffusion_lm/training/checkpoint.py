@@ -7,6 +7,7 @@ __all__ = ['CHECKPOINT', 'EMA', 'steps_of', 'settle_steps', 'Checkpoint']
 
 # %% ../../nbs/training/72_checkpoint.ipynb #0003
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..core import UserError
 from ..files import commit_folder, damage, remove_files, settle
-from .learner import Best, Callback, Learner
+from .learner import Best, Callback, Learner, Turn
 from ..weights import load_weights, save_weights
 
 # %% ../../nbs/training/72_checkpoint.ipynb #0024
@@ -66,7 +67,7 @@ def _carried(learn):
 def _trainer_state(learn):
     "All state but the weights"
     return {
-        "step": learn.step, "seconds": learn.seconds, "cpu_seconds": learn.cpu_seconds, "skips": learn.skips,
+        "step": learn.step, "steps": learn.cfg.steps, "since": tuple(learn.since), "seconds": learn.seconds, "cpu_seconds": learn.cpu_seconds, "skips": learn.skips,
         "data": learn.data, "best": learn.best and tuple(learn.best),
         "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "scaler": learn.scaler.state_dict(),
         "carried": _carried(learn),
@@ -206,6 +207,7 @@ def _load_rest(self:Learner, state):
     if state["cuda_rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"][:torch.cuda.device_count()])
     for k in ("step", "seconds", "cpu_seconds", "skips"): setattr(self, k, state[k])
+    if "since" in state: self.since, self.cfg = Turn(*state["since"]), replace(self.cfg, steps=state["steps"])
     self.best = Best(*state["best"]) if state["best"] else None
     if not state.get("carried"): return
     self.carried = tuple(z[self.rank::self.world].to(self.device) for z in state["carried"])

@@ -39,7 +39,7 @@ from ..models.transformer import n_params
 from ..text.corpus import Corpus, lasting
 from ..text.store import Loader, TokenStore, prepare
 from ..text.tokenizer import Tokenizer
-from .budget import HalveMicroBatch, fit_micro_batch, limit_steps
+from .budget import Clock, HalveMicroBatch, fit_micro_batch, limit_steps
 from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Validate, sample_records
 from .checkpoint import CHECKPOINT, EMA, Checkpoint, settle_steps, steps_of
 from .curriculum import Curriculum
@@ -206,6 +206,7 @@ def _callbacks(cfg, run, tok, store, stages, quiet, more):
         Checkpoint(run),
         *more,
     ]
+    if cfg.trainer.minutes: calls.append(Clock(cfg.trainer.minutes, cfg.trainer.steps))
     if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
     if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
     if stages: calls.append(Curriculum(stages, cfg.curriculum))
@@ -233,9 +234,6 @@ def assemble(self: Training):
 @patch
 def begin(self: Training):
     "Make the folder of a new run"
-    if self.cfg.trainer.minutes: # what the time allows fixes the number of steps
-        steps = limit_steps(self.learn, self.cfg.trainer.minutes)
-        self.cfg = replace(self.cfg, trainer=replace(self.cfg.trainer, steps=steps, minutes=None))
     if not self.learn.acc.is_main_process: return
     if self.run.exists(): _clear(self.run)
     self.run.mkdir(parents=True, exist_ok=True)
@@ -277,10 +275,17 @@ def announce(self: Training):
         self.say(f"beginning with the weights of '{self.cfg.init.run}'")
         learn.begin_with(self.first)
         self.first = None # frees the memory
+    if t.minutes and not learn.step: limit_steps(learn, t.minutes) # a first guess
     if t.micro_batch == "auto": self.say(f"{fit_micro_batch(learn)} sequences at a time")
     if t.compile: self.say("the first steps are slow: the layers are being compiled")
     dtype = str(learn.dtype).removeprefix("torch.")
-    self.say(f"training {learn.model!r} on {describe_machine(learn.device)} in {dtype}, {t.steps:,} steps")
+    self.say(f"training {learn.model!r} on {describe_machine(learn.device)} in {dtype}, {self.how_long}")
+
+@patch(as_prop=True)
+def how_long(self: Training):
+    "Steps or minutes, in words"
+    steps, minutes = f"{self.learn.cfg.steps:,} steps", self.cfg.trainer.minutes
+    return f"{minutes:g} minutes: about {steps}" if minutes else steps
 
 @patch
 def fit(self: Training):
@@ -296,7 +301,7 @@ def fit(self: Training):
         raise Diverged(f"{e}; {self.last_good}; lower trainer.lr (now {self.cfg.trainer.lr}) in a new run, "
                        f"or {self.go_on}") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped at step {learn.step} of {self.cfg.trainer.steps}; {self.go_on}") from None
+        raise KeyboardInterrupt(f"stopped at step {learn.step} of {self.learn.cfg.steps}; {self.go_on}") from None
 
 @patch(as_prop=True)
 def last_good(self: Training):
@@ -340,7 +345,7 @@ def _training_figures(run, cfg, learn, model, train_tokens):
         "objective": cfg.objective,
         "parameters": n_params(model),
         "steps": learn.step,
-        "planned_steps": cfg.trainer.steps,
+        "planned_steps": learn.cfg.steps,
         "tokens": tokens,
         "epochs": round(tokens/train_tokens, 3),
         "seconds": round(learn.seconds, 2),
