@@ -135,6 +135,15 @@ IDEAS = {
                           changes=(networks.co_occurrence,), base="half"),
     "gate": Idea("a gate on what each head found", "little", changes=(networks.head_gate,), base="half"),
 
+    "thinner": Idea("4 layers of width 128", "too thin", {"model.width": 128}, base="half"),
+    "thin-6": Idea("6 layers of width 192", "too slow", {"model.width": 192, "model.layers": 6}, base="half"),
+    "thin-3": Idea("3 layers of width 192", "faster, worse each", {"model.width": 192, "model.layers": 3}, base="half"),
+    "thin-16": Idea("16 windows a step", "3 % less", {"trainer.batch": 16}, base="thin"),
+    "thin-rate-5": Idea("rate 0.005", "a little better", {"trainer.lr": 5e-3}, base="thin"),
+    "thin-unigram": Idea("a bias of the logits that begins as the log frequency of each token", "saves the first steps",
+                         changes=(networks.unigram,), base="thin"),
+    "thin-blocks": Idea("Muon in blocks of 64 rows", "10 % more steps", around=optimizers.blocks(64), base="thin"),
+
     # the text
     "vocab-2k": Idea("vocabulary 2,048", "better in a short run", {"tokenizer.vocab_size": 2048}, base="half"),
     "vocab-1k": Idea("vocabulary 1,024", "worse than 2,048", {"tokenizer.vocab_size": 1024}, base="half"),
