@@ -136,9 +136,9 @@ class PlainTransformer(Denoiser):
         super().__init__(vocab_size, specials)
         c = self.config = config.resolve()
         self.embed, self.position = nn.Embedding(vocab_size, c.width), nn.Embedding(c.length, c.width)
-        layer = nn.TransformerEncoderLayer(c.width, c.heads, 4*c.width, c.dropout, "gelu", batch_first=True, norm_first=True)
-        norm = nn.LayerNorm(c.width)
-        self.layers = nn.TransformerEncoder(layer, c.layers, norm, enable_nested_tensor=False)
+        shape = c.width, c.heads, 4*c.width, c.dropout, "gelu"
+        layer = nn.TransformerEncoderLayer(*shape, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, c.layers, nn.LayerNorm(c.width), enable_nested_tensor=False)
 
     def features(self, x, t=None, **kw):
         at = torch.arange(x.shape[1], device=x.device)

@@ -61,9 +61,10 @@ class NoiseConfig:
     "The `noise:` section of a recipe: how training masks"
     schedule: str = "linear"  # linear, cosine, cosine-mdlm, polynomial or clipped (objective llada has its own)
     power: float = 2.         # exponent of the polynomial schedule
-    low: float = .3           # smallest mask ratio of the clipped schedule
-    high: float = .8          # largest mask ratio of the clipped schedule
-    progress: str = "none"    # narrow the mask ratios: linear, random or adaptive (the loss is then not a bound)
+    low: float = .3           # smallest mask ratio of the clipped schedule, or of the window
+    high: float = .8          # largest mask ratio of the clipped schedule, or of the window
+    progress: str = "none"    # narrow the mask ratios: window, linear, random or adaptive (then the loss is no bound)
+    opens: float = 1.         # where a window begins to open to all ratios, as a fraction of the training
     blocks: int = 1           # mask ratios in a sequence: one for each of this many parts (objective block has its own)
 
     def make(self): return make_schedule(self.schedule, self.power, self.low, self.high)

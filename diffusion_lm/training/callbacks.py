@@ -105,7 +105,7 @@ def write(self:Log, learn):
     self.mark(learn)
     self.figures = f"loss {loss:.3f}, {speed:,.0f} tokens/s"
     self.show(learn)
-    learn.note(loss=loss, grad_norm=float(learn.grad_norm), lr=learn.opts[0].param_groups[0]["lr"],
+    learn.note(loss=loss, grad_norm=float(learn.grad_norm), lr=learn.opts[-1].param_groups[0]["lr"],
                tokens=learn.step*per_step, seconds=round(learn.seconds, 3),
                cpu_seconds=round(learn.cpu_seconds, 3), tokens_per_second=round(speed))
 
@@ -213,7 +213,7 @@ class Tracker(Callback):
         for t in learn.acc.trackers: t.finish() # `end_training` would end the process group too
 
 # %% ../../nbs/training/73_callbacks.ipynb #0015
-PROGRESS = ("none", "linear", "random", "adaptive")
+PROGRESS = ("none", "window", "linear", "random", "adaptive")
 
 class MaskRange(Callback):
     "Set `learn.mask_range`, the lowest and highest mask ratio, before each step"
@@ -223,6 +223,7 @@ class MaskRange(Callback):
         one_of("noise.progress", noise.progress, PROGRESS)
         if not 0 < low < high <= 1:
             raise UserError(f"noise.progress needs 0 < noise.low < noise.high <= 1, got {low} and {high}")
+        if not 0 <= noise.opens <= 1: raise UserError(f"noise.opens must be between 0 and 1, got {noise.opens}")
         self.noise, self.seed, self.top = noise, seed, low
     def state(self): return {"top": self.top}
     def load(self, state): self.top = state["top"]
@@ -235,6 +236,11 @@ class MaskRange(Callback):
         self.narrow(learn)
 
 # %% ../../nbs/training/73_callbacks.ipynb #n024
+def _window(noise, progress):
+    "The lowest and highest mask ratio of a window that opens"
+    part = max(0., progress - noise.opens)/(1 - noise.opens) if noise.opens < 1 else 0.
+    return noise.low*(1 - part), noise.high + (1 - noise.high)*part
+
 @patch
 def stalled(self:MaskRange, learn):
     "Has an evaluation of this step brought nothing better?"
@@ -244,7 +250,8 @@ def stalled(self:MaskRange, learn):
 def narrow(self:MaskRange, learn):
     "Set the range of the next step"
     low, span = self.noise.low, self.noise.high - self.noise.low
-    if self.noise.progress == "linear":
+    if self.noise.progress == "window": learn.mask_range = _window(self.noise, learn.progress)
+    elif self.noise.progress == "linear":
         learn.mask_range = 0., low + span*learn.progress
     elif self.noise.progress == "random":
         learn.mask_range = tuple(low + span*np.sort(rng(self.seed, "range", learn.step).random(2)))

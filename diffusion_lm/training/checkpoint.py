@@ -67,7 +67,8 @@ def _carried(learn):
 def _trainer_state(learn):
     "All state but the weights"
     return {
-        "step": learn.step, "steps": learn.cfg.steps, "since": tuple(learn.since), "seconds": learn.seconds, "cpu_seconds": learn.cpu_seconds, "skips": learn.skips,
+        "step": learn.step, "steps": learn.cfg.steps, "since": tuple(learn.since), "seconds": learn.seconds,
+        "cpu_seconds": learn.cpu_seconds, "skips": learn.skips,
         "data": learn.data, "best": learn.best and tuple(learn.best),
         "ema_updates": 0 if learn.ema is None else int(learn.ema.n_averaged), "scaler": learn.scaler.state_dict(),
         "carried": _carried(learn),

@@ -63,6 +63,7 @@ class TrainConfig:
     compile: bool | None = None    # torch.compile the layers in training; null: if the run is long enough to repay it
     optimizer: str = "muon"        # muon (for hidden matrices, AdamW for the rest) or adamw
     lr: float = 3e-3               # highest learning rate
+    adamw_lr: float = 1.           # with muon: the rate of AdamW (embedding, gains, biases), as a multiple of lr
     lr_schedule: str = "wsd"       # wsd (warmup, stable, decay) or cosine
     weight_decay: float = .05
     warmup: float = .05            # fraction of the steps in which the learning rate rises
@@ -92,7 +93,7 @@ def check(self:TrainConfig):
     at_least(self, "trainer", 1, "steps", "batch", "log_every", "eval_every", "eval_tokens", "test_draws",
              "sample_every", "save_every", "keep", "max_skips", "early_stop")
     if self.micro_batch != "auto": at_least(self, "trainer", 1, "micro_batch")
-    above_zero(self, "trainer", "minutes", "stop_at", "test_tokens", "lr", "clip")
+    above_zero(self, "trainer", "minutes", "stop_at", "test_tokens", "lr", "adamw_lr", "clip")
     within(self, "trainer", 0, 1, "warmup", "decay", "ema", "label_smoothing")
     for k in ("ema", "label_smoothing"):
         if getattr(self, k) == 1: raise UserError(f"trainer.{k} must be below 1, got {getattr(self, k)}")
@@ -127,7 +128,7 @@ def make_optimizers(
     cfg: TrainConfig,
     muon: bool = True, # False: AdamW for all, whatever cfg says
 ) -> list[torch.optim.Optimizer]:
-    "Muon for the matrices inside the layers and AdamW for the rest, or AdamW for all"
+    "Muon for the matrices inside the layers and AdamW for the rest, or AdamW for all, each at its highest rate"
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     use_muon = muon and cfg.optimizer == "muon"
     hidden = [p for n, p in named if use_muon and _for_muon(n, p)]
@@ -135,7 +136,8 @@ def make_optimizers(
     rest = [p for _, p in named if id(p) not in ids]
     groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.}]
-    opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=(.9, .95), fused=True)]
+    lr = cfg.lr*(cfg.adamw_lr if hidden else 1)
+    opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(.9, .95), fused=True)]
     if hidden: opts.append(Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return opts
 
@@ -261,6 +263,7 @@ def _place(self:Learner, objective):
     if by_hand: self.objective = objective
     else: self.objective, *opts = self.acc.prepare(objective, *opts)
     self.opts = [getattr(o, "optimizer", o) for o in opts] # without Accelerate's wrapping
+    self.highest = [o.param_groups[0]["lr"] for o in self.opts]
     self.raw = self.acc.unwrap_model(self.objective)
     self.stateful = self.raw.stateful
     self.model = self.raw.model
@@ -373,9 +376,10 @@ def _gradients(self:Learner, b:Batch) -> torch.Tensor:
 # %% ../../nbs/training/70_learner.ipynb #2003
 @patch
 def _set_lr(self:Learner):
-    "The learning rate of this step"
-    for o in self.opts:
-        for g in o.param_groups: g["lr"] = self.cfg.lr*lr_factor(self.step, self.cfg, self.since)
+    "The learning rates of this step"
+    factor = lr_factor(self.step, self.cfg, self.since)
+    for o, highest in zip(self.opts, self.highest):
+        for g in o.param_groups: g["lr"] = factor*highest
 
 # %% ../../nbs/training/70_learner.ipynb #n047
 def _whole(x): return x.full_tensor() if _is_sharded(x) else x

@@ -200,6 +200,7 @@ def _idle_noise(cfg):
     if noise.schedule != "polynomial": out["noise.power"] = "it goes with noise.schedule polynomial"
     if noise.progress == "none" and (own or noise.schedule != "clipped"):
         for k in ("low", "high"): out[f"noise.{k}"] = "it goes with noise.schedule clipped, or with noise.progress"
+    if noise.progress != "window": out["noise.opens"] = "it goes with noise.progress window"
     if cfg.objective == "ar":
         for k in ("progress", "blocks"): out[f"noise.{k}"] = own
     return out
@@ -209,6 +210,8 @@ def _idle_elsewhere(cfg):
     out, c = {}, cfg.curriculum
     if cfg.tokenizer.load:
         for k in ("kind", "vocab_size"): out[f"tokenizer.{k}"] = "tokenizer.load takes one that is there"
+    if cfg.trainer.optimizer != "muon": out["trainer.adamw_lr"] = "it goes with trainer.optimizer muon"
+    if cfg.trainer.optimizer != "muon": out["trainer.adamw_lr"] = "it goes with trainer.optimizer muon"
     if cfg.trainer.lr_schedule == "cosine": out["trainer.decay"] = "it goes with trainer.lr_schedule wsd"
     if c and c.epochs: out["curriculum.shares"] = "curriculum.epochs stand in its place"
     if c and all(ends == (0, 1) for ends in zip(c.low, c.high)):

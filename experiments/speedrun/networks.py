@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from diffusion_lm.models.layers import QKV, Attention, linear_nll, rope
 
+
 def _override(o, name, f): setattr(o, name, MethodType(f, o))
 
 # %% attention

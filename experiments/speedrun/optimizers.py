@@ -10,7 +10,10 @@ from diffusion_lm.training import learner
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
-def blocked(p, rows): return (p.mT if p.shape[0] < p.shape[1] else p).unflatten(0, (-1, rows))
+def blocked(p, rows, side):
+    "Blocks (n,rows,…) of a matrix whose long or short side is cut"
+    long_first = p if p.shape[0] >= p.shape[1] else p.mT
+    return (long_first if side == "long" else long_first.mT).unflatten(0, (-1, rows))
 
 def inverse_root(g, steps=5):
     "About the inverse square root of matrices g (k,r,r), up to a factor between 0.7 and 1.2"
@@ -26,24 +29,26 @@ def inverse_root(g, steps=5):
 
 class BlockMuon(torch.optim.Optimizer):
     "Muon that makes each block of rows orthogonal by itself"
-    def __init__(self, params, lr, weight_decay, rows, steps=5, momentum=.95, **kw):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, rows=rows, momentum=momentum, steps=steps))
+    def __init__(self, params, lr, weight_decay, rows, side="long", steps=5, momentum=.95, **kw):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, rows=rows, side=side, momentum=momentum, steps=steps))
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            params, rows, updates = [p for p in group["params"] if p.grad is not None], group["rows"], []
+            params, cut, updates = [p for p in group["params"] if p.grad is not None], (group["rows"], group["side"]), []
             for p in params:
                 state = self.state[p]
                 if not state: state["momentum_buffer"] = torch.zeros_like(p)
                 m = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                updates.append(blocked(torch.lerp(p.grad, m, group["momentum"]), rows))
+                updates.append(blocked(torch.lerp(p.grad, m, group["momentum"]), *cut))
             roots = inverse_root(torch.cat([u @ u.mT for u in updates]), group["steps"])
             for p, u, q in zip(params, updates, roots.split([len(u) for u in updates])):
-                v, scale = blocked(p, rows), .2*group["lr"]*math.sqrt(u.shape[-1])
+                v, scale = blocked(p, *cut), .2*group["lr"]*math.sqrt(u.shape[-1])
                 torch.baddbmm(v, q, u, beta=1 - group["lr"]*group["weight_decay"], alpha=-scale, out=v)
 
 def blocks(rows, **kw): return lambda: patch.object(learner, "Muon", partial(BlockMuon, rows=rows, **kw))
+
+def rounds(n): return lambda: patch.object(learner, "Muon", partial(learner.Muon, ns_steps=n))
 
 def momentum(value): return lambda: patch.object(learner, "Muon", partial(learner.Muon, momentum=value))
 

@@ -13,20 +13,21 @@ import contextlib
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
+from diffusion_lm.weights import load_weights
+from ideas import IDEAS
+
 from arms import RECORDS, keep_record, one_core
 from diffusion_lm.cli import parse_train
-from diffusion_lm.core import describe_machine, interleaved, seed_everything
+from diffusion_lm.core import describe_machine, interleaved
 from diffusion_lm.evaluation.metrics import evaluate
-from diffusion_lm.files import read_json, write_json
+from diffusion_lm.files import read_json, runs_dir, write_json
 from diffusion_lm.models.transformer import n_params
 from diffusion_lm.training.recipe import build
 from diffusion_lm.training.run import Training
-from ideas import IDEAS
 
 PAGE = RECORDS/"speedrun"
 DEMO_STEPS = 556   # that the demo took in 240 seconds of two cores, before the speedrun
@@ -61,7 +62,7 @@ class Arm:
     def training(self, out):
         "A `Training` that is ready to go"
         calls = [make() for idea in self.line for make in idea.callbacks]
-        self.t = t = Training(self.config(), self.folder, out, quiet=True, callbacks=tuple(calls), make=self.make)
+        self.t = t = Training(self.config(), self.folder, out, overwrite=True, quiet=True, callbacks=tuple(calls), make=self.make)
         t.settle()
         t.prepare_text()
         t.assemble()
@@ -91,29 +92,42 @@ def ratio_of_costs(arm, out, rounds=9):
     seconds = interleaved({"demo": stepper(Arm("demo"), out)[0], "arm": step}, rounds)
     return statistics.median(b/a for a, b in zip(*seconds.values())), n_params(learn.model)
 
+def score(learn_or_model, tok, store, side, draws, dtype):
+    "Figures of the bound on a split"
+    return evaluate(learn_or_model, tok, store.split(side), store.documents(side), draws=draws, dtype=dtype)
+
 def run(arm, draws):
-    "Train an arm and score it; its record"
-    to = PAGE/arm.folder
+    "Train an arm and score it on the validation split; its record. The weights stay in the folder of runs"
     with tempfile.TemporaryDirectory() as out:
         ratio, size = ratio_of_costs(arm, out) if arm.name != "demo" else (1., 0)
-        if size > LIMIT: sys.exit(f"{arm.name} has {size:,} parameters, more than {LIMIT:,}")
-        arm.steps = round(DEMO_STEPS*arm.seconds/240/ratio)
-        with arm.around():
-            t = arm.training(out)
-            t.begin()
-            t.learn.fit()
-        learn, store = t.learn, t.store
-        figures = evaluate(learn.best_model, t.tok, store.split("validation"), store.documents("validation"),
-                           draws=draws, dtype=learn.dtype)
-        says = [i.says for i in arm.line]
-        summary = {"name": arm.name, "says": says, "expects": arm.line[-1].expects, "seed": arm.seed,
-                   "seconds_of_two_cores": arm.seconds, "cost": ratio, "steps": learn.step,
-                   "tokens": learn.step*learn.loader.batch_size*learn.loader.length, "parameters": n_params(learn.model),
-                   "cpu_seconds": learn.cpu_seconds, "machine": describe_machine(learn.device),
-                   "dtype": str(learn.dtype)[6:], "torch": torch.__version__, "side": "validation", **figures}
-        write_json(t.run/"summary.json", summary)
-        keep_record(t.run, to)
+    if size > LIMIT: sys.exit(f"{arm.name} has {size:,} parameters, more than {LIMIT:,}")
+    arm.steps = round(DEMO_STEPS*arm.seconds/240/ratio)
+    with arm.around():
+        t = arm.training(runs_dir())
+        t.begin()
+        t.learn.fit()
+    learn = t.learn
+    summary = {"name": arm.name, "says": [i.says for i in arm.line], "expects": arm.line[-1].expects, "seed": arm.seed,
+               "seconds_of_two_cores": arm.seconds, "cost": ratio, "steps": learn.step,
+               "tokens": learn.step*learn.loader.batch_size*learn.loader.length, "parameters": n_params(learn.model),
+               "cpu_seconds": learn.cpu_seconds, "machine": describe_machine(learn.device),
+               "dtype": str(learn.dtype)[6:], "torch": torch.__version__, "side": "validation",
+               **score(learn.best_model, t.tok, t.store, "validation", draws, learn.dtype)}
+    write_json(t.run/"summary.json", summary)
+    keep_record(t.run, PAGE/arm.folder)
     return summary
+
+def score_test(arm, draws=8):
+    "Score an arm that is a record on the test split, once; the figure goes into its record"
+    path = PAGE/arm.folder/"summary.json"
+    summary = read_json(path)
+    if "test" in summary: return summary["test"]
+    with arm.around():
+        t = arm.training(runs_dir())
+        t.learn.begin_with(load_weights(runs_dir()/arm.folder/"model.safetensors"))
+        summary["test"] = score(t.learn.best_model, t.tok, t.store, "test", draws, t.learn.dtype)
+    write_json(path, summary)
+    return summary["test"]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,13 +135,15 @@ def main():
     p.add_argument("--seconds", type=int, default=240)
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     p.add_argument("--draws", type=int, default=4)
+    p.add_argument("--record", action="store_true", help="score on the test split as well")
     a = p.parse_args()
     one_core()
     for name in a.names:
         for seed in a.seeds:
             arm = Arm(name, a.seconds, seed)
-            if (PAGE/arm.folder/"summary.json").exists(): continue
-            s = run(arm, a.draws)
+            done = PAGE/arm.folder/"summary.json"
+            s = read_json(done) if done.exists() else run(arm, a.draws)
+            if a.record: score_test(arm)
             print(f"{arm.folder:32s} {s['bits_per_byte']['value']:.4f}  cost {s['cost']:.3f}  {s['steps']} steps", flush=True)
 
 if __name__ == "__main__": sys.exit(main())
