@@ -306,7 +306,8 @@ def test_angles_of_rotary_positions():
     assert torch.allclose(rope_freq(8), torch.tensor([1., .1, .01, .001]))
     cos, sin = rope_table(torch.tensor([0, 3]), 8)
     angles = torch.tensor([3., .3, .03, .003])
-    assert torch.allclose(cos[1, 0], angles.cos()) and torch.allclose(sin[1, 0], angles.sin())
+    assert torch.allclose(cos[1, 0], angles.cos().repeat(2))
+    assert torch.allclose(sin[1, 0], torch.cat([-angles.sin(), angles.sin()]))
 
 def test_time_is_told_by_waves_of_many_lengths():
     e = TimeEmbedding(6, n_freq=4)

@@ -67,31 +67,25 @@ def rope_table(
     pos: torch.Tensor, # positions (l,) or (b,l)
     head_dim: int,     # even
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    "cos and sin of the rotation angles, each (…,l,1,head_dim/2), float32"
+    "Factors of a vector and of the same with its halves exchanged, each (…,l,1,head_dim), float32"
     angle = pos.float()[..., None, None]*rope_freq(head_dim, device=pos.device)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 # %% ../../nbs/models/30_layers.ipynb #2008
-def _rotate(x, cos, sin, sign):
-    "Rotate forwards (sign 1) or back (-1), into a new tensor"
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    a, b = x.chunk(2, -1)
-    new_a, new_b = out.chunk(2, -1)
-    torch.mul(a, cos, out=new_a).addcmul_(b, sin, value=-sign)
-    torch.mul(b, cos, out=new_b).addcmul_(a, sin, value=sign)
-    return out
+def _exchanged(x): return x.roll(x.shape[-1]//2, -1) # (a, b) -> (b, a)
 
 class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1)
+        return torch.mul(x, cos).addcmul_(_exchanged(x), sin)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         cos, sin = ctx.saved_tensors
-        return _rotate(g, cos, sin, -1), None, None
+        return torch.mul(g, cos).addcmul_(_exchanged(g), sin, value=-1), None, None
 
 # %% ../../nbs/models/30_layers.ipynb #2009
 def rope(
@@ -101,8 +95,7 @@ def rope(
 ) -> torch.Tensor:
     "Rotate the channel pairs of `x`"
     if _by_hand(x, cos): return _Rope.apply(x, cos, sin)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a*cos - b*sin, a*sin + b*cos], -1)
+    return x*cos + _exchanged(x)*sin
 
 # %% ../../nbs/models/30_layers.ipynb #200d
 def _heads_first(*xs): return [x.transpose(1, 2) for x in xs] # (b,l,h,d) -> (b,h,l,d)

@@ -119,6 +119,13 @@ class BaselineDreamModel(Denoiser):
 
 # %% ../../nbs/models/32_transformer.ipynb #4004
 @patch
+def _rotation(self:BaselineDreamModel, pos, dtype):
+    "The table of positions, once for each head: long rows are what a CPU multiplies fast"
+    heads = self.config.heads
+    table = rope_table(pos, self.config.width//heads)
+    return [r.to(dtype).expand(*r.shape[:-2], heads, -1).contiguous() for r in table]
+
+@patch
 def features(
     self:BaselineDreamModel,
     x: torch.Tensor,                      # tokens (b,l)
@@ -136,7 +143,7 @@ def features(
     if latent is not None: h = self.recall(h, latent)
     seen = 0 if cache is None else cache[0][0].shape[1]
     if pos is None: pos = torch.arange(seen, seen + x.shape[1], device=x.device)
-    rot = [r.to(h.dtype) for r in rope_table(pos, self.config.width//self.config.heads)]
+    rot = self._rotation(pos, h.dtype)
     if isinstance(mask, torch.Tensor) and mask.ndim == 2: mask = mask[:, None, None]
     h, new = self._run(h, rot, mask, cache, self._condition(x, t), tokens)
     return self.norm(h), Carry(cache=new or None)

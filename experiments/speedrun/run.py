@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
-from diffusion_lm.weights import load_weights
 from ideas import IDEAS
 
 from arms import RECORDS, keep_record, one_core
@@ -28,6 +27,7 @@ from diffusion_lm.files import read_json, runs_dir, write_json
 from diffusion_lm.models.transformer import n_params
 from diffusion_lm.training.recipe import build
 from diffusion_lm.training.run import Training
+from diffusion_lm.weights import load_weights
 
 PAGE = RECORDS/"speedrun"
 DEMO_STEPS = 556   # that the demo took in 240 seconds of two cores, before the speedrun
