@@ -222,9 +222,18 @@ def _stages(s):
     caution = "Losses of different stages are over different masks and cannot be compared; the figures above can."
     return lines + ["", caution]
 
-def _what_it_writes(records):
+def _curve(cfg):
+    "The curve, and what its training loss is where masks were narrowed"
+    lines = ["", "![Training and validation loss against tokens](loss.png)"]
+    n = cfg.noise
+    if n.progress == "none": return lines
+    which = f"from {n.low:.0%} to {n.high:.0%}" if n.progress == "window" else "that change on the way"
+    return [*lines, "", f"The training loss is over mask ratios {which} and is not a bound on the likelihood. "
+                        "The validation loss is over all ratios, and it is."]
+
+def _what_it_writes(cfg, records):
     "The curve and the samples"
-    lines = ["", "![Training and validation loss against tokens](loss.png)", "", "## What does it write?", ""]
+    lines = [*_curve(cfg), "", "## What does it write?", ""]
     for r in records:
         prompt = f"Prompt: “{_escape(r['prompt'])}”" if r["prompt"] else "No prompt"
         how = f"(sampler {r['sampler']}, {r['steps']} steps, seed {r['seed']})"
@@ -246,4 +255,5 @@ def report(
     records: list[dict], # its last samples
 ) -> str:
     "The text of `report.md`"
-    return "\n".join([*_about(cfg, s), *_how_good(s), *_stages(s), *_what_it_writes(records), *_what_next(s["name"])])
+    figures = [*_about(cfg, s), *_how_good(s), *_stages(s)]
+    return "\n".join([*figures, *_what_it_writes(cfg, records), *_what_next(s["name"])])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.models.layers import QKV, Attention, linear_nll, rope
+from diffusion_lm.models.layers import QKV, Attention, linear_nll
 
 
 def _override(o, name, f): setattr(o, name, MethodType(f, o))
@@ -34,24 +34,6 @@ def value_residual(o):
     for i, b in enumerate(o.model.blocks):
         b.attn.mix = nn.Parameter(torch.tensor(.5)) if i else None
         _override(b.attn, "project", project)
-
-def head_gate(o):
-    "A gate from the layer's input on what each head found"
-    for b in o.model.blocks:
-        a = b.attn
-        a.gate = nn.Linear(a.qkv.in_features, a.heads)
-        nn.init.zeros_(a.gate.weight)
-        nn.init.constant_(a.gate.bias, 2.)
-        plain = a.out
-        class Gated(nn.Module):
-            def __init__(self): super().__init__(); self.weight = plain.weight
-        def forward(self, x, rot=None, mask=None, causal=False, cache=None, memory=None, extra=None):
-            from diffusion_lm.models.layers import attend
-            q, k, v = self.project(x, memory)
-            if rot is not None: q, k = rope(q, *rot), rope(k, *rot)
-            y = attend(q, k, v, mask, causal)*self.gate(x).sigmoid()[..., None]
-            return self.out(y.flatten(-2)), (k, v)
-        _override(a, "forward", forward)
 
 # %% feed-forward
 class SquaredReLU(nn.Module):
@@ -106,7 +88,6 @@ def looped(o, times=2):
 def softcap(o, cap=15.):
     "Logits pass through cap·tanh(·/cap)"
     m = o.model
-    plain = type(m).head
     def head(self, h):
         z = F.linear(h, self.embed.weight.to(h.dtype)).float()
         return (cap*torch.tanh(z/cap)).masked_fill(self.banned, -torch.inf)
