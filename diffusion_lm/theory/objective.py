@@ -63,7 +63,7 @@ class NoiseConfig:
     power: float = 2.         # exponent of the polynomial schedule
     low: float = .3           # smallest mask ratio of the clipped schedule, or of the window
     high: float = .8          # largest mask ratio of the clipped schedule, or of the window
-    progress: str = "none"    # narrow the mask ratios: window, linear, random or adaptive (then the loss is no bound)
+    progress: str = "none"    # narrow the mask ratios: window, linear, random, adaptive (then it is not a bound)
     opens: float = 1.         # where a window begins to open to all ratios, as a fraction of the training
     blocks: int = 1           # mask ratios in a sequence: one for each of this many parts (objective block has its own)
 
