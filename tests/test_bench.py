@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from conftest import run_dlm
-from diffusion_lm.bench import met
+from diffusion_lm.bench import PEERS, met
 
 SMALL = ("train", "--preset", "tdlm", "--vocab", 64, "--length", 16, "--batch", 2, "--rounds", 2, "--device", "cpu",
          "--dtype", "float32")
@@ -24,7 +24,7 @@ def test_json(home):
     r = json.loads(out)
     assert [(c["name"], c["dtype"], c["optimizer"]) for c in r["contestants"]] == [
         ("diffusion_lm", "float32", "adamw"), ("diffusion_lm", "float32", "muon"),
-        ("x-transformers", "float32", "adamw"), ("x-transformers", "bfloat16", "adamw")]
+        *((peer, dtype, "adamw") for peer in PEERS for dtype in ("float32", "bfloat16"))]
     asked = {"device": "cpu", "dtype": "float32", "length": 16, "vocab": 64, "batch": 2, "rounds": 2, "notes": []}
     assert {k: r[k] for k in asked} == asked
     assert {"machine", "threads", "torch", "load_before", "load_after", "process_peak_memory"} <= set(r)
@@ -52,7 +52,8 @@ def test_without_the_peer(home, monkeypatch, flags):
         assert "x-transformers" not in out.replace("(these", "") and out.count(": target ") == 1
         return
     r = json.loads(out)
-    assert len(r["contestants"]) == 2 and r["targets"]["speedup"]["met"] is None
+    assert {c["name"] for c in r["contestants"]} == {"diffusion_lm", "mdlm-like", "plain PyTorch"}
+    assert r["targets"]["speedup"]["met"] is None
 
 def test_peer_not_wanted(home):
     status, out, err = run_dlm(home, "bench", *SMALL, "--no-peer", "--json")
