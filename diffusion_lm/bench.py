@@ -125,8 +125,8 @@ class AllLogits(Objective):
         return (nll*w*masked).sum()/x.numel()
 
 # %% ../nbs/95_bench.ipynb #p002
-class PlainTransformer(Denoiser):
-    "A denoiser of PyTorch's own layers"
+class _Peer(Denoiser):
+    "Embedding and head of a peer that is written here; `build` makes the layers"
     def __init__(
         self,
         config: ModelConfig,
@@ -135,7 +135,15 @@ class PlainTransformer(Denoiser):
     ):
         super().__init__(vocab_size, specials)
         c = self.config = config.resolve()
-        self.embed, self.position = nn.Embedding(vocab_size, c.width), nn.Embedding(c.length, c.width)
+        self.embed = nn.Embedding(vocab_size, c.width)
+        self.build(c)
+
+    def head(self, h): return F.linear(h, self.embed.weight)
+
+class PlainTransformer(_Peer):
+    "A denoiser of PyTorch's own layers"
+    def build(self, c):
+        self.position = nn.Embedding(c.length, c.width)
         shape = c.width, c.heads, 4*c.width, c.dropout, "gelu"
         layer = nn.TransformerEncoderLayer(*shape, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, c.layers, nn.LayerNorm(c.width), enable_nested_tensor=False)
@@ -143,8 +151,6 @@ class PlainTransformer(Denoiser):
     def features(self, x, t=None, **kw):
         at = torch.arange(x.shape[1], device=x.device)
         return self.layers(self.embed(x) + self.position(at)), NOTHING
-
-    def head(self, h): return F.linear(h, self.embed.weight)
 
 # %% ../nbs/95_bench.ipynb #p004
 class _DiTLayer(nn.Module):
@@ -167,17 +173,10 @@ class _DiTLayer(nn.Module):
         return x + gate2*self.ff(h)
 
 # %% ../nbs/95_bench.ipynb #p005
-class DiT(Denoiser):
+class DiT(_Peer):
     "A diffusion transformer with adaptive layer norm, like MDLM's"
-    def __init__(
-        self,
-        config: ModelConfig,
-        vocab_size: int,
-        specials: tuple, # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
-    ):
-        super().__init__(vocab_size, specials)
-        c = self.config = config.resolve()
-        self.embed, self.time = nn.Embedding(vocab_size, c.width), TimeEmbedding(c.width)
+    def build(self, c):
+        self.time = TimeEmbedding(c.width)
         self.layers = nn.ModuleList(_DiTLayer(c.width, c.heads) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
 
@@ -187,8 +186,6 @@ class DiT(Denoiser):
         rot = rope_table(torch.arange(x.shape[1], device=device), self.config.width//self.config.heads)
         for layer in self.layers: h = layer(h, rot, cond)
         return self.norm(h), NOTHING
-
-    def head(self, h): return F.linear(h, self.embed.weight)
 
 # %% ../nbs/95_bench.ipynb #0015
 class FixedBatch:
@@ -238,7 +235,8 @@ class Contestant:
             o.zero_grad()
 
 # %% ../nbs/95_bench.ipynb #0019
-PEERS = ("x-transformers", "mdlm-like", "plain PyTorch")
+_WRITTEN_HERE = {"mdlm-like": DiT, "plain PyTorch": PlainTransformer}
+PEERS = ("x-transformers", *_WRITTEN_HERE)
 
 class Entry(NamedTuple):
     "A contestant that can be made"
@@ -281,9 +279,8 @@ def make(
     if entry.library == "x-transformers":
         model = XTransformer(self.config, self.vocab, specials)
         objective, masked = XObjective(model).to(self.device), batch[0].numel()
-    elif entry.library in PEERS:
-        make = {"mdlm-like": DiT, "plain PyTorch": PlainTransformer}[entry.library]
-        model = make(self.config, self.vocab, specials).to(self.device)
+    elif name in _WRITTEN_HERE:
+        model = _WRITTEN_HERE[name](self.config, self.vocab, specials).to(self.device)
         objective, masked = AllLogits(model), batch[0].numel()
     else:
         model = BaselineDreamModel(self.config, self.vocab, specials).to(self.device)

@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from ..core import UserError, one_of, rng
+from ..core import UserError, one_of, rng, within
 from ..evaluation.metrics import evaluate
 from ..files import append_jsonl
 from ..lm import DiffusionLM
@@ -223,7 +223,7 @@ class MaskRange(Callback):
         one_of("noise.progress", noise.progress, PROGRESS)
         if not 0 < low < high <= 1:
             raise UserError(f"noise.progress needs 0 < noise.low < noise.high <= 1, got {low} and {high}")
-        if not 0 <= noise.opens <= 1: raise UserError(f"noise.opens must be between 0 and 1, got {noise.opens}")
+        within(noise, "noise", 0, 1, "opens")
         self.noise, self.seed, self.top = noise, seed, low
     def state(self): return {"top": self.top}
     def load(self, state): self.top = state["top"]
