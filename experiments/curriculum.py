@@ -52,7 +52,9 @@ KINDS = {
     "closing": stages(*CLOSED, (.2, .2, .2, .4)),
     "brief": stages(*CLOSED, (.1, .1, .1, .7)),
     "masking-closing": stages(["text"]*4, [1.]*4, LOW + [0.], HIGH + [1.], (.2, .2, .2, .4)),
-    "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1])}
+    "reversed": stages(READS[::-1], EASY[::-1], LOW[::-1], HIGH[::-1]),
+    "window": stages(["text"], [1.], [.45], [.55], [1.]),
+    "window-closing": stages(["text"]*2, [1.]*2, [.45, 0.], [.55, 1.], (.6, .4))}
 MORE = {"word": {"tokenizer.kind": "word"}}  # another vocabulary, without a curriculum
 
 def configuration(book, kind, seed=0, steps=1, long=False):

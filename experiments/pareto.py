@@ -10,9 +10,11 @@ Needs the extras `judge` and `eval`. A setting takes between 10 seconds and 3 mi
 measured again, so several processes may share the names. RUN may be a run on other text (--data.path of its recipe);
 the reference row is that run's own test text.
 """
+import re
 import sys
 import time
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,22 +49,47 @@ def settings():
     for v in (1., 4.): add("factor", factor=v)
     for v in (.5, 2., 5., 10.): add("entropy-bounded", gamma=v)
     for v in (2., 5.): add("entropy-bounded", gamma=v, temperature=.8)
+    for v in (.8, .9, .95): add("ancestral", steps=64, top_p=v)
+    for s in ("remdm", "predictor-corrector"): add(s, steps=64, temperature=.8)
     for g in ("cosine", "fisher-rao", "learned"): add("ancestral", steps=16, grid_name=g)
     for g in ("fisher-rao", "learned"): add("ancestral", steps=64, grid_name=g)
     add("confidence", steps=64, block=32)
     for c in ("prefix", "dual"): add("confidence", steps=64, block=32, cache=c)
     return out
 
+class Texts(NamedTuple):
+    "Texts of one length that a setting wrote"
+    ids: list          # tokens (n,l)
+    evaluations: list  # of the network, that each text needed (n,)
+    own: list          # nats of each text under the model, in the order in which it was written (n,)
+    cpu_seconds: float # of all
+
 def write(lm, kw, n=N, batch=16):
-    "Token ids (n,l) of texts, the evaluations that each needs, and CPU seconds for all"
-    x, rows, calls, start = torch.from_numpy(lm.template())[None].expand(batch, -1), [], [], time.process_time()
+    "Write texts with some options"
+    x, rows, calls, own = torch.from_numpy(lm.template())[None].expand(batch, -1), [], [], []
+    start = time.process_time()
     options = lm.learned(PLAIN.but(**kw)).but(avoid=[[lm.tokenizer.eos]])  # texts of one length: none ends
     for i in range(0, n, batch):
         each = torch.zeros(batch, dtype=torch.long)
         for f in denoise(lm.model, x, options, rows=range(i, i + batch)): each += f.new.any(1)
         rows.append(f.x)
         calls.append(each)
-    return torch.cat(rows).tolist(), torch.cat(calls).tolist(), time.process_time() - start
+        own.append(-f.logp.sum(1))
+    seconds = time.process_time() - start
+    return Texts(torch.cat(rows).tolist(), torch.cat(calls).tolist(), torch.cat(own).tolist(), seconds)
+
+def words(text): return re.findall(r"[a-z']+", text.lower())
+
+class Spelling:
+    "Knows the words of a training text"
+    def __init__(self, lm, run):
+        store = store_of(load_config(find_run(run)/"config.yaml").data, lm.tokenizer)
+        self.known = set(words(lm.tokenizer.decode(np.asarray(store.split("train")).tolist())))
+
+    def __call__(self, lm, ids):
+        "How many words of each text are known, of how many; the first and the last may be cut and do not count"
+        inside = [words(lm.tokenizer.decode(t))[1:-1] for t in ids]
+        return {"known_words": [sum(w in self.known for w in ws) for ws in inside], "words": [*map(len, inside)]}
 
 def judged(lm, ids, judge):
     "Figures of the texts, with the terms of each text for paired comparisons"
@@ -89,13 +116,16 @@ def there(run):
 def texts(run, *names):
     "Write and judge texts with each setting that is missing"
     lm, judge, path = DiffusionLM.from_run(run, device="cpu"), Judge(), record_of(run)
+    spelling = Spelling(lm, run)
     if "held-out text" not in there(run) and not names:
-        append_jsonl(path, {"name": "held-out text", **judged(lm, held_out(lm, run, N, lm.length), judge)})
+        ids = held_out(lm, run, N, lm.length)
+        append_jsonl(path, {"name": "held-out text", **judged(lm, ids, judge), **spelling(lm, ids)})
     for name, kw in settings().items():
         if name in there(run) or names and name not in names: continue
-        ids, calls, seconds = write(lm, kw)
-        append_jsonl(path, {"name": name, "options": kw, "evaluations": float(np.mean(calls)),
-                            "cpu_seconds": seconds/N, "machine": describe_machine(lm.device), **judged(lm, ids, judge)})
+        t = write(lm, kw)
+        append_jsonl(path, {"name": name, "options": kw, "evaluations": float(np.mean(t.evaluations)),
+                            "cpu_seconds": t.cpu_seconds/N, "machine": describe_machine(lm.device),
+                            "own": np.round(t.own, 1).tolist(), **judged(lm, t.ids, judge), **spelling(lm, t.ids)})
         print(name, flush=True)
 
 INFILL = (

@@ -159,7 +159,11 @@ def test_betas_and_rates_of_the_optimizers():
     adamw, muon = make_optimizers(model, TrainConfig(lr=.007))
     assert {tuple(g["betas"]) for g in adamw.param_groups} == {(.9, .95)}
     assert {g["lr"] for o in (adamw, muon) for g in o.param_groups} == {.007}
-    assert all(g["adjust_lr_fn"] == "match_rms_adamw" for g in muon.param_groups) # one learning rate serves both
+    for p in model.parameters(): p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    for p in model.parameters(): p.data.zero_()
+    muon.step()
+    for p in muon.param_groups[0]["params"]: # one learning rate serves both: an update is as large as one of AdamW
+        assert .12 < float(p.detach().square().mean().sqrt())/.007 < .25, p.shape
 
 def test_mask_ratios_move_the_times():
     "A curriculum's range of mask ratios, [low, high], is where times between 0 and 1 go"

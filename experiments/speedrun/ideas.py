@@ -77,7 +77,7 @@ def vocabulary(n): return {"tokenizer.vocab_size": n}
 def trainer(**kw): return {f"trainer.{k}": v for k, v in kw.items()}
 
 IDEAS = {
-    "demo": Idea("the demo as it was", "", FIRST_DEMO),
+    "demo": Idea("the demo as it was", "", FIRST_DEMO, around=optimizers.pytorch()),
 
     # where the steps go
     "capped": Idea("weights of the bound capped at 8", "2 % less", changes=(weighted(power=1., cap=8.),)),
@@ -106,10 +106,17 @@ IDEAS = {
                        "as good a step, 8 % cheaper", around=optimizers.blocks(96, side="short", steps=3),
                        base="embed-10"),
     "rounds-3": Idea("three Newton–Schulz rounds in place of five", "as good a step, 5 % cheaper",
-                     around=optimizers.rounds(3), base="embed-10"),
+                     around=optimizers.pytorch(ns_steps=3), base="embed-10"),
     "rounds-2": Idea("two Newton–Schulz rounds in place of five", "too few",
-                     around=optimizers.rounds(2), base="embed-10"),
-    "momentum-9": Idea("momentum 0.9 in Muon", "better in a short run", around=optimizers.momentum(.9),
+                     around=optimizers.pytorch(ns_steps=2), base="embed-10"),
+    "polar": Idea("three rounds in Muon, each with a polynomial of its own", "as good a step, 5 % cheaper",
+                  around=optimizers.turns(1), base="half"),
+    "turns-4": Idea("Muon steps a matrix every fourth time, four times as far", "nearly as good a step, 6 % cheaper",
+                    around=optimizers.turns(4), base="polar"),
+    "wandering-64": Idea("Muon in 4 blocks of the shorter side: neighbours, and every fourth, in turn",
+                         "better than blocks that stay", base="half",
+                         around=optimizers.blocks(64, side="short", wander=True)),
+    "momentum-9": Idea("momentum 0.9 in Muon", "better in a short run", around=optimizers.pytorch(momentum=.9),
                        base="embed-10"),
     "rate-5": Idea("rate 0.005", "a little better in a short run", trainer(lr=5e-3), base="half"),
     "embed-rate-3": Idea("three times the rate for the embedding", "better early", trainer(adamw_lr=3), base="half"),
@@ -174,6 +181,12 @@ IDEAS = {
     "l3-12k": Idea("vocabulary 12,288", "better still", vocabulary(12288), base="layers-3"),
     "l2-12k": Idea("vocabulary 12,288", "better still", vocabulary(12288), base="layers-2"),
     "l2-16k": Idea("vocabulary 16,384", "better still", vocabulary(16384), base="layers-2"),
+    "l4-12k": Idea("4 layers", "better from 10 minutes on", size(layers=4), base="l3-12k"),
+    "l6-8k": Idea("6 layers, vocabulary 8,192", "better still from 45 minutes on",
+                  size(layers=6) | vocabulary(8192), base="l3-12k"),
+    "l4-12k-wide": Idea("ratios 0.3–0.7", "as good at 10 minutes, better later", window(.3, .7), base="l4-12k"),
+    "l4-12k-opens": Idea("behind 70 % of the steps the window opens to 0–1", "better at the ends, and as good",
+                         window(.45, .55, .7), base="l4-12k"),
     "l3-12k-values": Idea("values mixed with those of the first layer", "1 % less",
                           changes=(networks.value_residual,), base="l3-12k"),
 }
