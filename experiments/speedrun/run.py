@@ -1,7 +1,8 @@
 """The speedrun: the fewest bits per byte in the minutes of the demo.
 
     python experiments/speedrun/run.py list                      the ideas of ideas.py, and what is known of them
-    python experiments/speedrun/run.py try NAME … [--seconds 80]     one seed, at a third of the time
+    python experiments/speedrun/run.py try NAME … [--seconds 80] [--text FILE]
+                                                                 one seed, at a third of the time, or on another text
     python experiments/speedrun/run.py record NAME               three seeds, in four minutes of two cores each
                                                                  → records/speedrun/NAME-240s-s0/, …
 
@@ -43,21 +44,24 @@ def lineage(name):
     return [*lineage(IDEAS[name].base or "demo"), IDEAS[name]]
 
 class Arm:
-    "An idea at a seed and a budget"
-    def __init__(self, name, seconds=240, seed=0):
+    "An idea at a seed and a budget, on the text of the demo or another"
+    def __init__(self, name, seconds=240, seed=0, text="sotu"):
         one_of("idea", name, IDEAS)
-        self.name, self.seconds, self.seed, self.line = name, seconds, seed, lineage(name)
+        self.name, self.seconds, self.seed, self.text, self.line = name, seconds, seed, text, lineage(name)
         self.steps = DEMO_STEPS
 
     @property
-    def folder(self): return f"{self.name}-{self.seconds}s-s{self.seed}"
+    def folder(self):
+        place = "" if self.text == "sotu" else f"{Path(self.text).stem}-"
+        return f"{place}{self.name}-{self.seconds}s-s{self.seed}"
 
     @property
     def record(self): return PAGE/self.folder/"summary.json"
 
     def config(self):
         "Its recipe: that of the demo, with the options of the whole line"
-        options = {"seed": self.seed, "trainer.steps": self.steps, "trainer.minutes": "null", "trainer.compile": False}
+        options = {"data.path": self.text, "seed": self.seed}
+        options |= {"trainer.steps": self.steps, "trainer.minutes": "null", "trainer.compile": False}
         options |= {f"trainer.{k}_every": NEVER for k in ("eval", "sample", "save")}
         for idea in self.line: options |= idea.options
         return parse_train(["--config", "demo", *(str(a) for k, v in options.items() for a in (f"--{k}", v))])[0]
@@ -119,7 +123,8 @@ def train(arm, draws):
         t.learn.fit()
     learn = t.learn
     summary = {
-        "name": arm.name, "says": [i.says for i in arm.line], "expects": arm.line[-1].expects, "seed": arm.seed,
+        "name": arm.name, "text": Path(arm.text).stem, "seed": arm.seed,
+        "says": [i.says for i in arm.line], "expects": arm.line[-1].expects,
         "seconds_of_two_cores": arm.seconds, "cost": ratio, "steps": learn.step,
         "tokens": learn.step*learn.loader.batch_size*learn.loader.length, "parameters": n_params(learn.model),
         "cpu_seconds": learn.cpu_seconds, "machine": describe_machine(learn.device), "dtype": str(learn.dtype)[6:],
@@ -173,12 +178,13 @@ def main():
     p.add_argument("what", choices=["list", "try", "record"])
     p.add_argument("names", nargs="*")
     p.add_argument("--seconds", type=int, default=80, help="of two cores, for try")
+    p.add_argument("--text", default="sotu", help="a text file, for try")
     p.add_argument("--draws", type=int, help="passes over the validation split: 2 for try, 4 for record")
     a = p.parse_args()
     if a.what == "list": return show()
     one_core()
     for name in a.names:
-        if a.what == "try": print(line(figures(Arm(name, a.seconds), a.draws or 2)), flush=True)
+        if a.what == "try": print(line(figures(Arm(name, a.seconds, text=a.text), a.draws or 2)), flush=True)
         else: enter(name, a.draws or 4)
 
 if __name__ == "__main__":
