@@ -19,6 +19,10 @@ Main arms have 20 minutes of one core each. Two arms go on from the reference mo
 since thoughts are of little use to a model that has not learned anything yet. All steps have 4,096 tokens. An arm's
 number of steps is fixed beforehand, the budget over the cost of its step, so it does not matter how busy the machine is
 while it trains. `steps` needs the extras `judge` and `eval`, `probe` the extra `probes`.
+
+The two arms need the reference model of that time, before the speedrun changed it; from the top of the repository:
+
+    git show 96076c8:checkpoints/sotu-4m/model.safetensors > checkpoints/first-4m.safetensors
 """
 import statistics
 import sys
@@ -48,7 +52,7 @@ from diffusion_lm.weights import load_weights
 
 PAGE, INSIDE = RECORDS/"thoughts", RECORDS/"inside_thoughts"
 COSTS, ARMS, PREFIX = PAGE/"costs.json", PAGE/"arms.jsonl", "th-"
-REFERENCE = Path(__file__).parent.parent/"checkpoints"/"sotu-4m"/"model.safetensors"
+REFERENCE = Path(__file__).parent.parent/"checkpoints"/"first-4m.safetensors"
 PASSAGE, TOKENS = 64, 4096  # tokens of a passage, and of a step
 BUDGET, SHORT = 1200, 300   # CPU seconds of a main arm, and of an ablation
 WIDTH = 272  # of the baselines: as many parameters as the model with thoughts; checked by `costs`
