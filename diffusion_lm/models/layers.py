@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor: # (…,d)
         gain = self.gain.to(x.dtype)
         if _by_hand(x): return _RMSNorm.apply(x, gain)
-        return F.rms_norm(x, (x.shape[-1],), gain, eps=1e-6)
+        return F.rms_norm(x, (x.shape[-1],), gain, eps=1e-6).to(x.dtype) # autocast makes it float32 on CUDA
 
 # %% ../../nbs/models/30_layers.ipynb #000a
 def rope_freq(

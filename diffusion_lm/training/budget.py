@@ -24,11 +24,11 @@ from .learner import Callback, Learner
 def _undone(learn):
     "After this context, weights, optimizers and random numbers are what they were at the start of a run"
     model = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    opts, state = [o.state_dict() for o in learn.opts], torch.get_rng_state()
-    yield
+    opts = [o.state_dict() for o in learn.opts]
+    gpus = [learn.device] if learn.device.type == "cuda" else []
+    with torch.random.fork_rng(gpus): yield
     learn.model.load_state_dict(model)
     for o, s in zip(learn.opts, opts): o.load_state_dict({**s, "state": {}})
-    torch.set_rng_state(state)
     learn.skips, learn.carried = 0, None
 
 # %% ../../nbs/training/71_budget.ipynb #n020
