@@ -66,7 +66,7 @@ class Scale:
     calls: int = 5               # training steps that are measured together
     products: tuple = ()         # sizes of the matrices whose product is the peak; what suits the device if not given
     block: int = 16
-    steps: int = 128             # denoising steps of a text of the middle model
+    steps: int = 64              # denoising steps of a text of the middle model
     large_steps: int = 256       # and of the large one
     exact: int = 128             # tokens of the text that is written with a cache and without
 
@@ -207,7 +207,7 @@ def waits(f, device):
         torch.cuda.set_sync_debug_mode("warn")
         try: f()
         finally: torch.cuda.set_sync_debug_mode("default")
-    return Counter(f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message))
+    return Counter(f"{Path(w.filename).name}:{w.lineno}" for w in seen if "called a synchroniz" in str(w.message))
 
 def write_row(s, name, config, batch, steps, **options): # further options of `ours`
     "Speed and memory of writing, and for what each step waits"

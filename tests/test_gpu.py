@@ -80,21 +80,21 @@ def test_flex_trains_as_the_plain_mask(device, gradients, compile):
     for a, b in zip(flex_gradients, plain_gradients if gradients else []): close(a, b, 1e-2)
 
 @only_gpu
-@pytest.mark.parametrize("head", [16, 60, 64, 128])
+@pytest.mark.parametrize("head", [60, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_flex_attention(head, dtype):
-    "Sizes of heads of all presets, and lengths that are no multiple of FlexAttention's squares"
-    g = torch.Generator().manual_seed(0)
-    for l, size in ((96, 16), (128, 16), (160, 32)):
-        wide = [torch.randn(2, 2*l, 2, head, generator=g).cuda().requires_grad_() for _ in "qkv"]
-        plain, flex = (stream_mask(l, size, torch.device("cuda"), kind) for kind in (False, True))
-        qkv = [z.detach().to(dtype).requires_grad_() for z in wide]
-        for a, b in zip(gpu.attention(qkv, flex), gpu.attention(wide, plain)): close(a, b, .02)
+    "Heads of the presets dream and 1b, and a length that is no multiple of FlexAttention's squares"
+    torch.compiler.reset()
+    g, where = torch.Generator().manual_seed(0), torch.device("cuda")
+    wide = [torch.randn(2, 320, 2, head, generator=g).to(where).requires_grad_() for _ in "qkv"]
+    plain, flex = (stream_mask(160, 32, where, kind) for kind in (False, True))
+    qkv = [z.detach().to(dtype).requires_grad_() for z in wide]
+    for a, b in zip(gpu.attention(qkv, flex), gpu.attention(wide, plain), strict=True): close(a, b, .02)
 
 # ---- training ----
 
 @pytest.mark.parametrize("device, dtype, tolerance", [
-    ("cpu", "bfloat16", .05), on_gpu("cuda", "float32", 1e-3), on_gpu("cuda", "bfloat16", .05)])
+    ("cpu", "bfloat16", .05), on_gpu("cuda", "float32", .01), on_gpu("cuda", "bfloat16", .05)])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_trains_as_on_a_cpu(device, dtype, tolerance, optimizer):
     "Loss and gradient of three steps, beside float32 on a CPU"
@@ -152,6 +152,18 @@ def test_resumes_exactly(device, tmp_path):
         resumed.restore(tmp_path/"broken")
         assert part + losses(resumed, 3) == whole
 
+ONLY_CPU = pytest.mark.xfail(strict=True, reason="only the CPU's random numbers are put back")
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU, ONLY_CPU])])
+def test_trying_what_fits_draws_nothing(device):
+    "With dropout: the next random number is the one that it would have been"
+    learn = learner(device, model=network(config=replace(CONFIG, dropout=.2)))
+    torch.manual_seed(4)
+    fit_micro_batch(learn)
+    drawn = torch.rand(3, device=device)
+    torch.manual_seed(4)
+    assert torch.equal(drawn, torch.rand(3, device=device))
+
 @contextlib.contextmanager
 def exactly():
     "Only operations that give the same numbers every time"
@@ -183,7 +195,7 @@ def test_out_of_memory_halves_the_micro_batch():
 
 # ---- writing ----
 
-def template(model, rows=2, given=32):
+def template(model, rows=2, given=48):
     x = torch.full((rows, model.config.length), model.mask)
     x[:, :given] = torch.randint(5, V, (rows, given), generator=torch.Generator().manual_seed(0))
     return x
@@ -198,9 +210,19 @@ def test_writes_as_on_a_cpu(device, dtype, sampler):
     "The most probable tokens, beside float64 on a CPU: the same order, the same text"
     model, how = network(), dict(sampler=sampler, temperature=0, steps=12, **WRITERS[sampler])
     x = template(model)
-    truth = trace(model.double(), x, **how)
-    there = trace(model.to(device, dtype), x.to(device), **how)
-    assert torch.equal(there.x.cpu(), truth.x) and torch.equal(there.when.cpu(), truth.when)
+    truth = [f.x for f in denoise(model.double(), x, **how)]
+    there = [f.x.cpu() for f in denoise(model.to(device, dtype), x.to(device), **how)]
+    assert all(map(torch.equal, there, truth)) and len(there) == len(truth)
+
+@only_gpu
+def test_trace():
+    "When each token was revealed, and with which probability"
+    model = network()
+    x = template(model)
+    here = trace(model, x, sampler="confidence", temperature=0, steps=8)
+    there = trace(model.cuda(), x.cuda(), sampler="confidence", temperature=0, steps=8)
+    assert torch.equal(there.when.cpu(), here.when)
+    assert torch.allclose(there.p.cpu(), here.p, atol=1e-3, equal_nan=True)
 
 @both
 @pytest.mark.parametrize("cache", [None, "off"])
@@ -338,6 +360,10 @@ def test_steps_run_at_a_small_size(name, figures):
     rows = [(r["name"], r.get("batch")) for r in got["rows"]]
     assert len(rows) == len(set(rows)) > 1
     assert gpu.STEPS[name].verdicts(got["rows"])
+
+def test_a_training_step_in_blocks():
+    row = gpu.train_row(LITTLE, "in blocks", replace(LITTLE.middle, block=8), 4, "block", optimizer="adamw")
+    assert row["batch"] == 4 and row["loss"] == pytest.approx(3.3, abs=.3)
 
 def test_flex_has_no_gradients_on_a_cpu():
     got = gpu.measure(gpu.STEPS["flex"], replace(LITTLE, dtype=torch.float32))
