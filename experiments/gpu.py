@@ -247,13 +247,15 @@ def logits_error(folder, provider, length):
     finite = np.isfinite(here)
     return float(np.abs(there[finite] - here[finite]).max())
 
+def without_path(said, folder): return said.replace(str(folder.parent) + "/", "")  # a record names no machine's path
+
 def provider_rows(folder, provider):
     "Rows of an export on one provider of ONNX Runtime; a row with the reason where it does not run"
     try:
         record = bench_device(folder, provider, steps=16, n=3, say=say)
         error = logits_error(folder, provider, record["length"])
     except (BadInput, ValueError) as e:
-        return [{"name": provider, "missing": one_line(e)}]
+        return [{"name": provider, "missing": without_path(one_line(e), folder)}]
     return [{"name": f"{provider}, {r['precision']}, batch {r['batch']}", "seconds": r["step_seconds"],
              "written_per_second": r["tokens_per_second"], "logits_error": error} for r in record["rows"]]
 
@@ -261,7 +263,7 @@ def engine_row(folder):
     "An engine built by TensorRT's own package; the reason where that does not work"
     name = "engine by the package tensorrt"
     try: return {"name": name, "bytes": build_engine(folder, precision="fp16").stat().st_size}
-    except UserError as e: return {"name": name, "missing": one_line(e)}
+    except UserError as e: return {"name": name, "missing": without_path(one_line(e), folder)}
 
 def export(s, run="sotu-4m"):
     "The reference model through the providers of ONNX Runtime"
@@ -355,7 +357,7 @@ STEPS = {
 def one_line(e):
     "What an error says, on a line"
     said = " ".join(str(e).split())[:200]
-    return said if isinstance(e, UserError) and said else f"{type(e).__name__}: {said}"
+    return said if isinstance(e, (UserError, BadInput)) and said else f"{type(e).__name__}: {said}"
 
 def versions():
     "Of what decides how fast it is"

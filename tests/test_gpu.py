@@ -378,6 +378,15 @@ def test_results_of_pytest():
     with pytest.raises(UserError, match="none ended with status 1: .*No module named"):
         gpu.result("none", [sys.executable, "-m", "no_such_module"])
 
+def test_what_is_missing_is_named_without_a_path(tmp_path, monkeypatch):
+    "A provider or a package that is not there is a row with the reason"
+    def refuse(folder, *args, **options): raise UserError(f"TensorRT cannot read {folder}/model.onnx")
+    monkeypatch.setattr(gpu, "build_engine", refuse)
+    monkeypatch.setattr(gpu, "bench_device", refuse)
+    said = {"missing": "TensorRT cannot read export/model.onnx"}
+    assert gpu.engine_row(tmp_path/"export") == {"name": "engine by the package tensorrt", **said}
+    assert gpu.provider_rows(tmp_path/"export", "cuda") == [{"name": "cuda", **said}]
+
 def test_cells_for_a_gpu_are_found():
     found = {p.name for p in (gpu.ROOT/"nbs").rglob("*.ipynb") if gpu.needs_gpu(p)}
     assert {"33_block.ipynb", "93_jetson.ipynb"} <= found and len(found) < 6
