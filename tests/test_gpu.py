@@ -117,8 +117,6 @@ def norm_as_under_autocast(x, shape, gain, eps, real=F.rms_norm):
     "`rms_norm` as CUDA's autocast runs it, in float32 and with a float32 result"
     with torch.autocast("cpu", enabled=False): return real(x.float(), shape, gain.float(), eps=eps)
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="RMSNorm returns float32 there, and the gradient of the "
-                   "vocabulary multiplies it with bfloat16")
 def test_bfloat16_where_norms_are_float32():
     "On CUDA, autocast runs `rms_norm` in float32, which a CPU does not do: here it is made to"
     by_autograd = patch.object(layers, "_by_hand", lambda *xs: False)
@@ -152,9 +150,7 @@ def test_resumes_exactly(device, tmp_path):
         resumed.restore(tmp_path/"broken")
         assert part + losses(resumed, 3) == whole
 
-ONLY_CPU = pytest.mark.xfail(strict=True, reason="only the CPU's random numbers are put back")
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NO_GPU, ONLY_CPU])])
+@both
 def test_trying_what_fits_draws_nothing(device):
     "With dropout: the next random number is the one that it would have been"
     learn = learner(device, model=network(config=replace(CONFIG, dropout=.2)))
