@@ -31,7 +31,7 @@ def trace(
     **changes,       # as for denoise
 ) -> Trace:
     "Run `denoise` and record when each token was revealed"
-    when, p = torch.zeros_like(x), torch.full(x.shape, torch.nan)
+    when, p = torch.zeros_like(x), torch.full(x.shape, torch.nan, device=x.device)
     for f in denoise(model, x, options, **changes):
         when[f.new] = f.i
         p[f.new] = f.logp[f.new].exp().to(p.device)
