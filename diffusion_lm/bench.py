@@ -220,7 +220,8 @@ class Contestant:
     ):
         self.name, self.objective, self.optimizer, self.dtype, self.clip = name, objective, optimizer, dtype, clip
         self.batch, self.model, self.device = batch, objective.model, batch[0].device
-        self.opts = make_optimizers(self.model, TrainConfig(optimizer=optimizer, lr=lr, batch=len(batch[0])))
+        cfg = TrainConfig(optimizer=optimizer, lr=lr, batch=len(batch[0]), dtype=str(dtype)[6:])
+        self.opts = make_optimizers(self.model, cfg)
         self.flops = train_flops(self.model, batch[0].numel(), masked, batch[0].shape[1])
         self.n = 1                   # steps that are measured together
         self.wall, self.cpu = [], [] # seconds of a step, in each round

@@ -117,7 +117,7 @@ def texts(run, *names):
     "Write and judge texts with each setting that is missing"
     lm, judge, path = DiffusionLM.from_run(run, device="cpu"), Judge(), record_of(run)
     spelling = Spelling(lm, run)
-    if "held-out text" not in there(run) and not names:
+    if "held-out text" not in there(run) and (not names or "held-out text" in names):
         ids = held_out(lm, run, N, lm.length)
         append_jsonl(path, {"name": "held-out text", **judged(lm, ids, judge), **spelling(lm, ids)})
     for name, kw in settings().items():

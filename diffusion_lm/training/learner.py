@@ -107,13 +107,13 @@ def check(self:TrainConfig):
 _ROUNDS = (8.0934, -23.6204, 17.4462), (3.6366, -2.7219, .5365), (2.6613, -1.9772, .4526)
 
 def orthogonal(
-    m: torch.Tensor, # a matrix
+    m: torch.Tensor,                    # a matrix
+    dtype: torch.dtype = torch.float32, # of the products
 ) -> torch.Tensor:
     "About the nearest matrix with orthonormal rows or columns: three rounds of Polar Express"
-    if has_bf16(m.device): m = m.bfloat16() # elsewhere it would be emulated, which is slower than float32
     tall = m.shape[0] > m.shape[1]
     x = m.mT if tall else m
-    x = x/(1.02*x.norm() + 1e-7)            # below 1, so that rounding does not lift a singular value above it
+    x = (x/(1.02*x.norm() + 1e-7)).to(dtype) # below 1, so that rounding does not lift a singular value above it
     for a, b, c in _ROUNDS:
         g = x @ x.mT
         x = torch.addmm(x, torch.addmm(g, g, g, beta=b, alpha=c), x, beta=a)
@@ -122,8 +122,9 @@ def orthogonal(
 # %% ../../nbs/training/70_learner.ipynb #mu05
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal; matrix number i is stepped in every `turns`-th step, `turns` times as far"
-    def __init__(self, params, lr, weight_decay=0., momentum=.95, turns=1):
+    def __init__(self, params, lr, weight_decay=0., momentum=.95, turns=1, dtype=torch.float32):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, turns=turns, step=0))
+        self.dtype = dtype # of its products
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -152,7 +153,7 @@ def _step(self:Muon, p, turn, group):
     ahead = torch.lerp(p.grad, average, group["momentum"]) # Nesterov
     far = group["turns"]*group["lr"]
     p.mul_(1 - far*group["weight_decay"])
-    p.add_(orthogonal(ahead), alpha=-far*.2*math.sqrt(max(p.shape))) # as large as an update of AdamW
+    p.add_(orthogonal(ahead, self.dtype), alpha=-far*.2*math.sqrt(max(p.shape))) # as large as an update of AdamW
 
 # %% ../../nbs/training/70_learner.ipynb #n012
 def _for_muon(name, p):
@@ -160,11 +161,17 @@ def _for_muon(name, p):
     return p.ndim == 2 and name.startswith("blocks.") and ".ada." not in name
 
 def _turns(hidden, tokens):
-    "So many that Muon's products are about an eighth of those of a training step of `tokens` tokens, and at most 4"
+    "So many that Muon's products are about an eighth of those of a step of `tokens` tokens; at most 4, 1 if it is small"
     step = sum(6*tokens*p.numel() for p in hidden)
     sides = [sorted(p.shape) for p in hidden]
     muon = sum(2*len(_ROUNDS)*short**2*(2*long + short) for short, long in sides)
-    return min(4, math.ceil(8*muon/step))
+    return min(4, math.ceil(8*muon/step)) if muon > 2e9 else 1
+
+def _muon(hidden, model, cfg):
+    "Muon for a model; a processor without bfloat16 would emulate it, which is slower than float32"
+    half = cfg.dtype != "float32" and has_bf16(hidden[0].device)
+    turns = _turns(hidden, cfg.batch*model.config.length)
+    return Muon(hidden, cfg.lr, cfg.weight_decay, turns=turns, dtype=torch.bfloat16 if half else torch.float32)
 
 # %% ../../nbs/training/70_learner.ipynb #mu08
 def make_optimizers(
@@ -182,8 +189,7 @@ def make_optimizers(
               {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.}]
     lr = cfg.lr*(cfg.adamw_lr if hidden else 1)
     opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(.9, .95), fused=True)]
-    turns = _turns(hidden, cfg.batch*model.config.length) if hidden else 1
-    if hidden: opts.append(Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, turns=turns))
+    if hidden: opts.append(_muon(hidden, model, cfg))
     return opts
 
 # %% ../../nbs/training/70_learner.ipynb #000d
