@@ -161,11 +161,11 @@ def _for_muon(name, p):
     return p.ndim == 2 and name.startswith("blocks.") and ".ada." not in name
 
 def _turns(hidden, tokens):
-    "So many that Muon's products are about an eighth of those of a step of `tokens` tokens; at most 4, 1 if it is small"
+    "So many that Muon's products are about an eighth of those of a step of `tokens` tokens: 1 to 4"
     step = sum(6*tokens*p.numel() for p in hidden)
     sides = [sorted(p.shape) for p in hidden]
     muon = sum(2*len(_ROUNDS)*short**2*(2*long + short) for short, long in sides)
-    return min(4, math.ceil(8*muon/step)) if muon > 2e9 else 1
+    return min(4, math.ceil(8*muon/step)) if muon > 2e9 else 1 # small products cost nothing
 
 def _muon(hidden, model, cfg):
     "Muon for a model; a processor without bfloat16 would emulate it, which is slower than float32"
