@@ -47,7 +47,7 @@ def stepper(batch, optimizer, kind="ours"):
     with with_muon(kind):
         return Contestant(kind, Objective(model), optimizer, fixed.b[:3], dtype, fixed.masked).step
 
-def cost(rounds=7):
+def cost(rounds=5):
     "CPU seconds of a step on one thread, and how much longer each Muon makes it than AdamW does"
     one_core()
     rows = []

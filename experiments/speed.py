@@ -19,7 +19,6 @@ from diffusion_lm.files import to_json, write_text
 from diffusion_lm.models import layers
 from diffusion_lm.models.transformer import BaselineDreamModel, ModelConfig
 from diffusion_lm.theory.objective import Objective
-from diffusion_lm.training import learner as trainer
 
 V, B, CONFIG, DEVICE = 8192, 16, ModelConfig("small"), pick_device()
 DTYPE = pick_dtype(DEVICE)
@@ -42,7 +41,6 @@ def other_attention(q, k, v, mask=None, causal=False):
 
 def autograd_only(): return patch.object(layers, "_by_hand", lambda *xs: False)
 def with_other_attention(): return patch.object(layers, "attend", other_attention)
-def muon_in_bfloat16(): return patch.object(trainer, "has_bf16", lambda device: True)
 
 def pairs():
     "What is measured: name → the step without and with it"
@@ -51,8 +49,6 @@ def pairs():
         "three gradients by hand": (stepper(around=autograd_only), stepper()),
         "the attention path chosen by dtype": (stepper(around=with_other_attention), stepper()),
         "torch.compile of the blocks": (stepper(), stepper(compile=True)),
-        "Muon in float32 where bfloat16 is emulated":
-            (stepper(optimizer="muon", around=muon_in_bfloat16), stepper(optimizer="muon")),
         "AdamW instead of Muon": (stepper(optimizer="muon"), stepper())}
 
 def row(name, off, on):
