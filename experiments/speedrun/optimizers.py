@@ -53,12 +53,13 @@ class BlockMuon(torch.optim.Optimizer):
 
 class PyTorchMuon(torch.optim.Muon):
     "Muon of the first demo: five rounds of one polynomial, and no turns"
-    def __init__(self, params, lr, weight_decay, turns=1, **kw):
+    def __init__(self, params, lr, weight_decay, turns=1, dtype=None, **kw):
         super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", **kw)
 
 class TurningMuon(learner.Muon):
     "Muon of the library, with a given number of turns"
-    def __init__(self, params, lr, weight_decay, turns, fixed): super().__init__(params, lr, weight_decay, turns=fixed)
+    def __init__(self, params, lr, weight_decay, turns, fixed, dtype):
+        super().__init__(params, lr, weight_decay, turns=fixed, dtype=dtype)
 
 def replaced(make, **kw): return lambda: patch.object(learner, "Muon", partial(make, **kw))
 
