@@ -6,7 +6,9 @@ import torch
 
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import autocast, keep_memory
+from diffusion_lm.files import write_text
 from diffusion_lm.training.learner import TrainConfig, make_optimizers
+from diffusion_lm.training.recipe import load_config
 
 RECORDS = Path(__file__).parent/"records"  # one folder a page
 FIXED = {  # as the records were made, whatever this machine can do
@@ -24,9 +26,11 @@ def configuration(recipe, options):
     return parse_train(args)[0]
 
 def keep_record(run, to):
-    "Copy what a page may cite of a run: its settings, its log and its summary"
+    "Copy what a page may cite of a run: its settings, its log and its summary, without the folder of its text"
     to.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "log.jsonl", "summary.json"): shutil.copy(run/name, to/name)
+    for name in ("log.jsonl", "summary.json"): shutil.copy(run/name, to/name)
+    path, settings = load_config(run/"config.yaml").data.path, (run/"config.yaml").read_text()
+    write_text(to/"config.yaml", settings.replace(path, Path(path).name))
 
 def one_core():
     torch.set_num_threads(1)

@@ -34,7 +34,7 @@ def trace(
     when, p = torch.zeros_like(x), torch.full(x.shape, torch.nan, device=x.device)
     for f in denoise(model, x, options, **changes):
         when[f.new] = f.i
-        p[f.new] = f.logp[f.new].exp().to(p.device)
+        p[f.new] = f.logp[f.new].exp()
     return Trace(f.x, when, p)
 
 # %% ../../nbs/sampling/43_player.ipynb #2002

@@ -26,7 +26,7 @@ from arms import RECORDS, keep_record, one_core
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, describe_machine, interleaved, one_of
 from diffusion_lm.evaluation.metrics import evaluate
-from diffusion_lm.files import read_json, runs_dir, write_json, write_text
+from diffusion_lm.files import read_json, runs_dir, write_json
 from diffusion_lm.models.transformer import n_params
 from diffusion_lm.training.callbacks import MaskRange
 from diffusion_lm.training.recipe import build
@@ -131,8 +131,6 @@ def train(arm, draws):
         "torch": torch.__version__, "side": "validation", **score(t, "validation", draws)}
     write_json(t.run/"summary.json", summary)
     keep_record(t.run, PAGE/arm.folder)
-    config = PAGE/arm.folder/"config.yaml"
-    write_text(config, config.read_text().replace(t.cfg.data.path, Path(arm.text).name))
     return summary
 
 def figures(arm, draws):
