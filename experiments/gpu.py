@@ -24,7 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from arms import RECORDS
 from diffusion_lm.bench import SAYS, FixedBatch, afresh, met, spread, train_flops
@@ -178,24 +180,48 @@ def cache(s):
     clear(s.device)
     yield from bench_blocks(Setting(s.middle, s.vocab, 1, 0, s.device, s.dtype), s.block, s.rounds, say)
 
-WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::index_put_"}
+ASKS = {"item", "tolist", "numpy", "cpu", "nonzero", "equal", "masked_select",
+        "__bool__", "__int__", "__float__", "__index__"}
 
-class WouldWait(TorchDispatchMode):
-    "Count the operations for which a CPU would have to wait for a GPU, by line of code; copies to it are not seen"
+class WouldWait(TorchFunctionMode):
+    """Count the calls for which a CPU would have to wait for a GPU, by line of code.
+
+    Parameters count as being on the GPU, with all that is sent there (`to` a device) or computed from what is there.
+    """
     def __init__(self):
         super().__init__()
-        self.lines = Counter()
+        self.lines, self.there = Counter(), WeakIdKeyDictionary()
 
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        name = op._schema.name
-        by_mask = name == "aten::index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name in WAITS or by_mask: self.lines[self.here()] += 1
-        return op(*args, **(kwargs or {}))
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        out, name = f(*args, **(kwargs or {})), f.__name__
+        given = [z for z in tree_leaves((args, kwargs)) if isinstance(z, torch.Tensor)]
+        there = any(map(self.is_there, given))
+        if there and (name in ASKS or self.is_indirect(name, args)): self.lines[self.here()] += 1
+        if there and name == "__setitem__": self.there[args[0]] = True
+        if name == "cpu": out = out.clone() # the same tensor on a CPU; the copy is not there
+        elif there or name == "to" and any(isinstance(a, torch.device) for a in args): out = self.sent(out, given)
+        return out
+
+    def is_there(self, z): return isinstance(z, torch.nn.Parameter) or z in self.there
+
+    def is_indirect(self, name, args):
+        "An index that is a mask, or that has to be copied first"
+        if name not in ("__getitem__", "__setitem__"): return False
+        index = [z for z in tree_leaves(args[1]) if isinstance(z, torch.Tensor) and z.ndim]
+        return any(z.dtype == torch.bool or not self.is_there(z) for z in index)
+
+    def sent(self, out, given):
+        "What a call returned, noted as being on the GPU; a copy of what it was given"
+        if any(out is z for z in given): out = out.clone()
+        for z in tree_leaves(out):
+            if isinstance(z, torch.Tensor): self.there[z] = True
+        return out
 
     def here(self):
-        "The innermost line of the library"
+        "The innermost line of the library, without the functions that only wait for others"
         calls = ((Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_stack(None))
-        return next((f"{path.name}:{line}" for path, line in calls if "diffusion_lm" in path.parts), "elsewhere")
+        return next((f"{path.name}:{line}" for path, line in calls
+                     if "diffusion_lm" in path.parts and path.name != "core.py"), "elsewhere")
 
 def waits(f, device):
     "How often the CPU waits for the GPU while `f` runs, by line of code; on a CPU, how often it would"

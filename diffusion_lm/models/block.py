@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core import UserError
 from .transformer import BaselineDreamModel
-from ..theory.denoiser import Carry
+from ..theory.denoiser import Carry, pick
 from ..theory.schedule import per_token
 
 # %% ../../nbs/models/33_block.ipynb #0006
@@ -98,7 +98,7 @@ def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as 
     if clean and cache != "off":
         finished = [tuple(z[:, :-self.block] for z in layer) for layer in state.cache]
         carry = Carry(cache=finished, seen=start)
-    return self.head(h[:, :end - seen][want[:, seen:end]]), carry
+    return self.head(pick(h[:, :end - seen], want[:, seen:end])), carry
 
 @patch
 def _in_reach(self:BlockDiffusionModel, carry, start):

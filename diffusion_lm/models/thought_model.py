@@ -30,7 +30,7 @@ from diffusion_lm.models.thought import (
     renew,
 )
 from .transformer import BaselineDreamModel
-from ..theory.denoiser import Carry
+from ..theory.denoiser import Carry, pick
 from ..theory.objective import Objective, token_nll
 from ..weights import load_weights, save_weights
 
@@ -284,7 +284,7 @@ def read_step(self:StackedDiffusionModel3D, x, want, carry, span, cache=None): #
     ratio = (y == self.mask).float().mean(1)
     h, state = self.features(y, ratio, memory=carry.thoughts, latent=carry.latent)
     if self.stateful: carry = carry._replace(latent=state.latent)
-    return self.head(h[:, :end - start][want[:, start:end]]), carry
+    return self.head(pick(h[:, :end - start], want[:, start:end])), carry
 
 @patch
 def rewind(self:StackedDiffusionModel3D, carry: Carry) -> Carry:

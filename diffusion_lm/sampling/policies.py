@@ -16,7 +16,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import UserError, one_of, within
+from ..core import UserError, fetch, one_of, send, within
+from ..theory.denoiser import pick
 from ..theory.schedule import grid as make_grid
 
 # %% ../../nbs/sampling/40_policies.ipynb #0006
@@ -33,10 +34,10 @@ def _invert(p, u): # weights (n,k) and uniforms (n,), float64
 
 def draw(
     logp: torch.Tensor, # log-probabilities (n,V), normalised or not
-    u: torch.Tensor,    # uniforms in [0,1), float64 (n,)
+    u: torch.Tensor,    # uniforms in [0,1), float64 (n,); on any device
 ) -> torch.Tensor:
     "One token (n,) from each row, by inverting its cumulative distribution in float64"
-    n, V = logp.shape
+    (n, V), u = logp.shape, send(u, logp.device)
     rows = max(1, _AT_ONCE//V)
     if n > rows: return torch.cat([draw(a, b) for a, b in zip(logp.split(rows), u.split(rows))])
     p = (logp - logp.amax(-1, keepdim=True)).exp()
@@ -53,7 +54,8 @@ class Step(NamedTuple):
     shares: np.ndarray         # the grid: mask ratios (steps+1,), from 1 down to 0
     open: torch.Tensor         # positions that were free at the start (b,l), bool
     times: torch.Tensor        # a uniform for each position, the same in all steps (b,l), float64
-    seen: torch.Tensor         # the model's log-probability of each token when it was revealed (b,l), 0 elsewhere
+    seen: torch.Tensor         # the model's log-probability of each token when it was revealed (b,l), 0 elsewhere;
+                               # this and `raw` are on the device of the model, all else is on the CPU
     want: torch.Tensor = None  # positions that the policy asked for (b,l), bool
     raw: torch.Tensor = None   # the model's own log-probabilities there (n,V), before temperature and the like
 
@@ -93,7 +95,7 @@ class Ancestral(Policy):
     exact = "as the number of steps grows"
 
     def ask(self, x, masked, step, u):
-        ends = torch.from_numpy(-step.shares[1:].astype(np.float64)).to(x.device)
+        ends = torch.from_numpy(-step.shares[1:].astype(np.float64))
         interval = torch.searchsorted(ends, -step.times) # which interval of the grid each time falls into
         interval = interval.masked_fill(~masked, len(step.shares))
         return masked & (interval == interval.amin(1, keepdim=True))
@@ -152,10 +154,10 @@ def sigma(self: ReMDM, masked, step: Step) -> torch.Tensor:
     "Probability of being masked again, for each position (b,l)"
     most = self.most(step)
     if self.kind == "confidence":
-        doubt = torch.where(step.open & ~masked, -step.seen.double().exp(), -torch.inf)
+        doubt = torch.where(step.open & ~masked, -fetch(step.seen).double().exp(), -torch.inf)
         return most*doubt.softmax(1).nan_to_num()
     rate = self.eta*most if self.kind == "rescale" else min(self.eta, most)
-    return torch.full(masked.shape, rate, dtype=torch.float64, device=masked.device)
+    return torch.full(masked.shape, rate, dtype=torch.float64)
 
 @patch
 def grid(self: ReMDM, name, steps: int) -> np.ndarray:
@@ -201,7 +203,7 @@ def _ranked(score): # (b,l)
 # %% ../../nbs/sampling/40_policies.ipynb #001e
 def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
-    return torch.full(want.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(want, values)
+    return torch.full(want.shape, fill, dtype=values.dtype).masked_scatter(want, values)
 
 class Ranked(Policy):
     "Reveal a fixed number of tokens where the score is highest"
@@ -222,11 +224,11 @@ class Ranked(Policy):
 
     def __call__(self, logp, x, masked, step, u):
         tokens = draw(logp, u[..., 1][step.want])
-        score = _table(self.score(step.raw, tokens), step.want)
+        score = _table(fetch(self.score(step.raw, tokens)), step.want)
         order = _ranked(score)
         n = self.count(score.gather(1, order), masked, step)
         revealed = step.want & (order.argsort(1) < n[:, None])
-        return revealed, tokens[revealed[step.want]]
+        return revealed, pick(tokens, revealed[step.want])
 
 # %% ../../nbs/sampling/40_policies.ipynb #2011
 class Confidence(Ranked):
@@ -282,7 +284,7 @@ class Factor(Daring, Confidence):
         if not self.factor > 0: raise UserError(f"factor must be positive, got {self.factor}")
 
     def sure(self, score):
-        n = torch.arange(1, score.shape[1] + 1, device=score.device)
+        n = torch.arange(1, score.shape[1] + 1)
         fits = ((n + 1)*(1 - score.exp()) < self.factor) & score.isfinite()
         return (n*fits).amax(1)
 

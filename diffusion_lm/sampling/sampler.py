@@ -17,9 +17,9 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import UserError, at_least, one_of, rng, within
+from ..core import UserError, at_least, fetch, one_of, rng, send, within
 from .policies import FirstHitting, LeftToRight, Policy, Step, make_policy
-from ..theory.denoiser import NOTHING, Carry, Denoiser, cut_spans
+from ..theory.denoiser import NOTHING, Carry, Denoiser, cut_spans, pick
 
 # %% ../../nbs/sampling/41_sampler.ipynb #5005
 CACHES = ("prefix", "dual", "off")
@@ -101,7 +101,7 @@ class RepetitionPenalty:
     def __call__(self, logits, x, masked, step):
         n, v = len(x), logits.shape[1]
         has = torch.zeros(n, v, dtype=torch.bool, device=x.device).scatter(1, x, True)
-        has = has[step.rows]
+        has = has[send(step.rows, x.device)]
         weaker = torch.where(logits > 0, logits/self.penalty, logits*self.penalty)
         return torch.where(has, weaker, logits)
 
@@ -113,17 +113,17 @@ class Temperature:
 
     def of_rows(self, masked, step):
         "The temperature of each row (b,)"
-        if self.last is None: return torch.full((len(masked),), self.first, dtype=torch.float64, device=masked.device)
+        if self.last is None: return torch.full((len(masked),), self.first, dtype=torch.float64)
         left = masked.sum(1)/step.open.sum(1).clamp(min=1)
         return self.last + (self.first - self.last)*left
 
     def __call__(self, logits, x, masked, step):
         t = self.of_rows(masked, step)[step.rows].to(logits.dtype)[:, None]
         cold = t < 1e-6 # logits over so little would overflow
-        warm = (logits/t.masked_fill(cold, 1.)).log_softmax(-1)
+        warm = (logits/send(t.masked_fill(cold, 1.), logits.device)).log_softmax(-1)
         if not cold.any(): return warm
-        best = torch.arange(logits.shape[-1], device=x.device) == warm.argmax(-1, keepdim=True)
-        return warm.masked_fill(cold & ~best, -torch.inf)
+        best = torch.arange(logits.shape[-1], device=logits.device) == warm.argmax(-1, keepdim=True)
+        return warm.masked_fill(send(cold, logits.device) & ~best, -torch.inf)
 
 # %% ../../nbs/sampling/41_sampler.ipynb #5008
 @dataclass(frozen=True)
@@ -162,20 +162,20 @@ def _guide(logits, free, guidance):
     "Classifier-free guidance: away from what the model says (n,V) without the given tokens"
     return torch.where(logits > -torch.inf, free + (1 + guidance)*(logits - free), logits)
 
-def _steer(logits, x, masked, asked, target):
+def _steer(logits, x, mask, asked, target):
     "Logits (n,V) plus the gradient of `target` with respect to the tokens"
     # one-hot where known, predicted where asked, 0 elsewhere
-    table = F.one_hot(x, logits.shape[1]).to(logits.dtype).masked_fill(masked[..., None], 0.)
+    table = F.one_hot(x, logits.shape[1]).to(logits.dtype).masked_fill((x == mask)[..., None], 0.)
     with torch.enable_grad():
-        q = table.masked_scatter(asked[..., None], logits.softmax(-1)).requires_grad_()
+        q = table.masked_scatter(send(asked, x.device)[..., None], logits.softmax(-1)).requires_grad_()
         gradient, = torch.autograd.grad(target(q).sum(), q)
-    return logits + gradient[asked]
+    return logits + pick(gradient, asked)
 
 def _restrict(logits, want, among):
     "Logits (n,V) in which some positions take some tokens only"
     where, allowed = among
-    here = where.expand_as(want)[want]
-    return logits.masked_fill(here[:, None] & ~allowed, -torch.inf)
+    here = send(pick(where.expand_as(want), want), logits.device)
+    return logits.masked_fill(here[:, None] & ~send(allowed, logits.device), -torch.inf)
 
 # %% ../../nbs/sampling/41_sampler.ipynb #2001
 def _hits(x, sequence):
@@ -191,24 +191,24 @@ def _ban(logits, x, want, avoid):
         hits = _hits(x, s)
         for j, v in enumerate(s):
             others = hits.sum(-1) - hits[..., j].long() == len(s) - 1 # all but this one are there
-            at = torch.zeros_like(want)
+            at = torch.zeros_like(x, dtype=torch.bool)
             at[:, j:j + hits.shape[1]] = others
-            logits[:, int(v)] = logits[:, int(v)].masked_fill(at[want], -torch.inf)
+            logits[:, int(v)] = logits[:, int(v)].masked_fill(pick(at, want), -torch.inf)
     return logits
 
 def _complete(x, avoid):
-    "Positions (b,l) that belong to a sequence to avoid"
+    "Positions (b,l) that belong to a sequence to avoid, on the CPU"
     bad = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     for s in avoid:
         if len(s) > x.shape[1]: continue
         whole = _hits(x, s).all(-1)
         for i in range(len(s)): bad[:, i:i + whole.shape[1]] |= whole
-    return bad
+    return fetch(bad)
 
 def _behind(x, free, stop):
     "Positions (b,l) behind the first `stop` that was written"
     if stop is None: return torch.zeros_like(free)
-    ends = free & (x == stop)
+    ends = free & fetch(x == stop)
     return free & (ends.cumsum(1) - ends.long() > 0)
 
 # %% ../../nbs/sampling/41_sampler.ipynb #000b
@@ -225,7 +225,7 @@ class Draft:
     "The text while it is written"
     def __init__(self, model, x, free, options):
         self.model, self.free, self.options = model, free, options
-        self.x = x.clone()
+        self.x, self.masked = x.clone(), free.clone()     # of the free positions, those still to be written
         self.given = (x != model.mask) & (x != model.pad)
         self.logp = torch.zeros(x.shape, device=x.device) # of each token when it was revealed, 0 elsewhere
         self.behind = _behind(x, free, options.stop)      # what need not be written
@@ -233,26 +233,25 @@ class Draft:
         self.transforms = transforms(options)
         self.steps = self.calls = 0
 
-    @property
-    def masked(self): return self.x == self.model.mask
-
     def write(self, where, tokens, logp):
         "Reveal tokens at some positions"
-        self.x = self.x.masked_scatter(where, tokens)
-        self.logp = self.logp.masked_scatter(where, logp.float())
+        self.masked, there = self.masked & ~where, send(where, self.x.device)
+        self.x = self.x.masked_scatter(there, tokens)
+        self.logp = self.logp.masked_scatter(there, logp.float())
 
     def hide(self, where):
         "Mask some positions again"
-        self.x = self.x.masked_fill(where, self.model.mask)
-        self.logp = self.logp.masked_fill(where, 0.)
+        self.masked, there = self.masked | where, send(where, self.x.device)
+        self.x = self.x.masked_fill(there, self.model.mask)
+        self.logp = self.logp.masked_fill(there, 0.)
 
     def frame(self, new):
         "What to show; when all is written, what lies behind a stop is [PAD]"
         self.behind = _behind(self.x, self.free, self.options.stop)
-        left = self.masked & self.free
-        done = not (left & ~self.behind).any()
-        shown = self.x.masked_fill(left & self.behind, self.model.pad) if done else self.x
-        return Frame(self.steps, shown, new, self.logp, self.calls)
+        shown, device = self.x, self.x.device
+        done = not (self.masked & ~self.behind).any()
+        if done: shown = shown.masked_fill(send(self.masked & self.behind, device), self.model.pad)
+        return Frame(self.steps, shown, send(new, device), self.logp, self.calls)
 
 # %% ../../nbs/sampling/41_sampler.ipynb #500c
 @patch
@@ -263,11 +262,12 @@ def predict(self:Draft, masked, want, span):
     logits, self.carry = m.predict(self.x, asked, self.carry, span, o.cache)
     self.calls += 1
     if o.guidance:
-        blind, _ = m.predict(self.x.masked_fill(self.given, m.mask), asked, NOTHING, span)
+        alone = NOTHING._replace(padded=self.carry.padded)
+        blind, _ = m.predict(self.x.masked_fill(self.given, m.mask), asked, alone, span)
         logits = _guide(logits, blind, o.guidance)
         self.calls += 1
     if logits.dtype != torch.float64: logits = logits.float()
-    if o.target is not None: logits = _steer(logits, self.x, self.masked, asked, o.target)[want[asked]]
+    if o.target is not None: logits = pick(_steer(logits, self.x, m.mask, asked, o.target), want[asked])
     if o.among is not None: logits = _restrict(logits, want, o.among)
     return _ban(logits, self.x, want, o.avoid) if o.avoid else logits
 
@@ -284,11 +284,11 @@ class Uniforms:
     def __init__(self, options, x, k): # k: number of the span
         rows = range(len(x)) if options.rows is None else options.rows
         key = [k] if k else []
-        self.generators, self.l, self.device = [rng(options.seed, "row", r, *key) for r in rows], x.shape[1], x.device
+        self.generators, self.l = [rng(options.seed, "row", r, *key) for r in rows], x.shape[1]
 
     def __call__(self, *n):
         "Uniforms (b,l,*n), float64"
-        return torch.from_numpy(np.stack([g.random((self.l, *n)) for g in self.generators])).to(self.device)
+        return torch.from_numpy(np.stack([g.random((self.l, *n)) for g in self.generators]))
 
 def _steps_of(options, free, here):
     "The share of the steps that a span gets: as many of them as it has of the free positions"
@@ -323,8 +323,9 @@ def _reveal(draft, act, masked, step, u, span):
     logits = draft.predict(masked, step.want, span)
     step = step._replace(raw=logits.log_softmax(-1))
     new, tokens = act(draft.shape(logits, masked, step), draft.x, masked, step, u)
-    draft.write(new, tokens, step.raw[new[step.want]].gather(1, tokens[:, None])[:, 0])
-    if not draft.options.avoid: return new
+    at, = new[step.want].nonzero(as_tuple=True)
+    draft.write(new, tokens, step.raw[send(at, tokens.device), tokens])
+    if all(len(s) == 1 for s in draft.options.avoid): return new # those were banned
     bad = new & _complete(draft.x, draft.options.avoid) # finished by several tokens of this step together
     if bad.any(): draft.hide(bad)
     return new & ~bad
@@ -340,15 +341,15 @@ def denoise(
     "Yield a `Frame` after every step; the last has no `[MASK]` left"
     # What is asked for, and can this model do it?
     o = options.but(**changes).check()
-    free = x == model.mask
-    if o.only is not None: free = free & o.only
+    free = fetch(x == model.mask)
+    if o.only is not None: free = free & fetch(o.only)
     model.check_sampling(o, free)
     policy = o.policy_for(model)
     # One span after another
     draft = Draft(model, x, free, o)
     for k, span in enumerate(model.spans(free, o.block)): yield from _fill(draft, policy, k, span)
     # Was there nothing to do?
-    if not draft.steps: yield Frame(0, x, torch.zeros_like(free), draft.logp, 0)
+    if not draft.steps: yield Frame(0, x, torch.zeros_like(x, dtype=torch.bool), draft.logp, 0)
 
 # %% ../../nbs/sampling/41_sampler.ipynb #000d
 def sample(model: Denoiser, x: torch.Tensor, options: SampleOptions = PLAIN, **changes) -> torch.Tensor:
