@@ -184,7 +184,8 @@ class WritingCommand(RunCommand):
     grid: str = "uniform"
     temperature: float = 1. # below 1: more predictable; above 1: more varied; 0: always the most probable token
     top_k: int = 0
-    top_p: float = 1.
+    # draw from the fewest tokens that have this much probability together; 1: from all, which is the model's own law
+    top_p: float = .9
     cool: float = 1.        # temperature at the end of the text (default: the same throughout)
     repetition: float = 1.
     block: int = 0
@@ -237,11 +238,12 @@ def _words(option, text):
 def options(self:WritingCommand, lm):
     "The `SampleOptions` that were typed, for a run"
     from diffusion_lm.sampling.sampler import SampleOptions
+    greedy = self.temperature == 0 and "cool" not in self.given # then top-p changes nothing
     return SampleOptions(
         sampler=self.sampler or ("left-to-right" if lm.model.causal else "ancestral"),
         steps=self.steps, grid_name=self.grid, seed=self.seed,
         temperature=(self.temperature, self.cool) if "cool" in self.given else self.temperature,
-        top_k=self.top_k or None, top_p=self.top_p, repetition=self.repetition,
+        top_k=self.top_k or None, top_p=None if greedy else self.top_p, repetition=self.repetition,
         block=self.block if "block" in self.given else None, cache=self.cache or None,
         guidance=self.guidance,
         target=lm.toward(_words("toward", self.toward), self.strength) if self.toward else None,

@@ -63,7 +63,7 @@ def test_the_same_text_without_pytorch(exported, tiny_home, sampler):
 
 @pytest.mark.parametrize("args", [
     ["--infill", "the [MASK:3] sea"], ["--infill", "a house[MASK:2] of [MASK] and"],
-    ["--block", 8, "--temperature", .7], ["--temperature", 0], ["--length", 12],
+    ["--block", 8, "--temperature", .7], ["--temperature", 0], ["--length", 12], ["--top-p", .5], ["--top-p", 1],
     ["--sampler", "threshold", "--tau", .3]], ids=str)
 def test_the_same_options(exported, tiny_home, args):
     args = [*args, "--seed", 5, "-n", 2]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TIE', 'SAMPLERS', 'FORMAT', 'PROVIDERS', 'FAR', 'READERS', 'UserError', 'rng', 'digest', 'draw', 'log_softmax',
-           'reshape', 'Step', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'ranked', 'Confidence', 'entropy',
-           'Entropy', 'Threshold', 'make_policy', 'SampleOptions', 'spans', 'behind', 'restrict', 'sample', 'seal',
-           'read_about', 'check_file', 'check_shape', 'Text', 'patch', 'tensorrt_options', 'provider_list', 'Graphs',
-           'Model', 'WholeReader', 'BlockReader', 'CausalReader', 'PassageReader', 'main']
+           'nucleus', 'reshape', 'Step', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'ranked', 'Confidence',
+           'entropy', 'Entropy', 'Threshold', 'make_policy', 'SampleOptions', 'spans', 'behind', 'restrict', 'sample',
+           'seal', 'read_about', 'check_file', 'check_shape', 'Text', 'patch', 'tensorrt_options', 'provider_list',
+           'Graphs', 'Model', 'WholeReader', 'BlockReader', 'CausalReader', 'PassageReader', 'main']
 
 # %% ../../nbs/deploy/91_runtime.ipynb #0003
 import argparse
@@ -79,14 +79,30 @@ def log_softmax(z: np.ndarray) -> np.ndarray: # (n,V), float32
     z = z - z.max(-1, keepdims=True)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
+def nucleus(
+    logp: np.ndarray, # log-probabilities (n,V)
+    p: float,
+) -> np.ndarray:
+    "The same for the fewest tokens that hold this much probability, and minus infinity for all others"
+    order = np.argsort(-logp, -1, kind="stable")
+    ranked = np.take_along_axis(logp, order, -1)
+    each = np.exp(ranked)
+    before = each.cumsum(-1, dtype=np.float64) - each # probability of all tokens that are more probable
+    out = np.empty_like(logp)
+    np.put_along_axis(out, order, np.where(before < p, ranked, np.float32(-np.inf)), -1)
+    return out
+
 def reshape(
     logits: np.ndarray,      # (n,V)
     temperature: float = 1., # 0 gives the most probable token
+    top_p: float = 1.,       # draw from the fewest tokens that hold this much probability
 ) -> np.ndarray:
     "Log-probabilities (n,V) to draw from"
-    if temperature >= 1e-6: return log_softmax(logits/np.float32(temperature))
-    best = np.arange(logits.shape[1]) == logits.argmax(-1)[:, None]
-    return np.where(best, np.float32(0), np.float32(-np.inf))
+    if temperature < 1e-6:
+        best = np.arange(logits.shape[1]) == logits.argmax(-1)[:, None]
+        return np.where(best, np.float32(0), np.float32(-np.inf))
+    logp = log_softmax(logits/np.float32(temperature))
+    return logp if top_p >= 1 else log_softmax(nucleus(logp, top_p))
 
 # %% ../../nbs/deploy/91_runtime.ipynb #000b
 class Step(NamedTuple):
@@ -193,6 +209,7 @@ class SampleOptions:
     steps: int = 64
     seed: int = 0
     temperature: float = 1.
+    top_p: float = 1.
     tau: float | None = None # of threshold
     block: int | None = None # finish this many positions before the next
     aligned: bool = False    # does a block begin at a multiple of its size?
@@ -202,6 +219,7 @@ class SampleOptions:
         if not 1 <= self.steps <= 1 << 20: raise UserError(f"steps must be between 1 and {1 << 20}, got {self.steps}")
         if not 0 <= self.temperature <= 100:
             raise UserError(f"temperature must be between 0 and 100, got {self.temperature}")
+        if not 0 < self.top_p <= 1: raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.block is not None and self.block < 1: raise UserError(f"block must be at least 1, got {self.block}")
         make_policy(self.sampler, self.tau)
 
@@ -293,7 +311,7 @@ def sample(
             if not want.any(): continue
             logits = restrict(read(x, want, span), want, among)
             raw = log_softmax(logits)
-            logp = raw if o.temperature == 1 else reshape(logits, o.temperature)
+            logp = raw if o.temperature == o.top_p == 1 else reshape(logits, o.temperature, o.top_p)
             tokens = draw(logp, u[..., 1][want])
             new = policy.pick(raw, tokens, masked, want, step)
             x[new] = tokens[new[want]]
@@ -686,7 +704,7 @@ def options(
     sampler: str | None = None,
     steps: int | None = None,
     temperature: float | None = None,
-    **more, # seed, tau, block
+    **more, # top_p, seed, tau, block
 ) -> SampleOptions:
     "Options for `sample`, with the export's own where none are given"
     own = self.about["sampler"]
@@ -726,7 +744,7 @@ def generate(
     prompt: str = "",
     n: int = 1,
     length: int | None = None, # tokens in all, prompt included; the model's context if not given
-    **options,                 # sampler, steps, temperature, seed, tau, block
+    **options,                 # sampler, steps, temperature, top_p, seed, tau, block
 ) -> list:
     "A list of `n` texts that begin with `prompt`"
     o, ids = self.options(**options), self.text.encode(prompt)
@@ -775,6 +793,8 @@ def _parser():
     add("--sampler", help=f"one of {', '.join(SAMPLERS)}")
     add("--steps", type=int, help="denoising steps; ignored by a sampler that chooses its own number")
     add("--temperature", type=float, help="below 1 tidier, above 1 wilder, 0 the most probable")
+    add("--top-p", "--top_p", type=float, default=.9,
+        help="draw from the fewest tokens that have this much probability together (default: 0.9)")
     add("--tau", type=float, help="of threshold: the probability from which on a token counts as certain")
     add("--block", type=int, help="finish this many tokens before the next")
     add("--seed", type=int, default=0)
@@ -791,7 +811,7 @@ def _write(o): # parsed arguments
         raise UserError("--prompt and --length do not go with --infill: write the prompt into the template")
     if o.seed < 0: raise UserError(f"--seed must not be negative, got {o.seed}")
     m = Model(o.folder, o.precision, o.provider, o.threads)
-    names = ("sampler", "steps", "temperature", "tau", "block", "seed")
+    names = ("sampler", "steps", "temperature", "top_p", "tau", "block", "seed")
     options = {k: getattr(o, k) for k in names}
     if o.infill is None: texts = m.generate(o.prompt, o.n, o.length, **options)
     else: texts = m.infill(o.infill, o.n, **options)

@@ -146,10 +146,12 @@ class SampleConfig:
     sampler: str = "ancestral"
     steps: int = 64
     temperature: float = 1.
+    top_p: float = .9        # draw from the fewest tokens that have this much probability together; 1: from all
 
     def options(self, seed: int = 0) -> SampleOptions:
         "How its samples are written"
-        return PLAIN.but(sampler=self.sampler, steps=self.steps, temperature=self.temperature, seed=seed)
+        top_p = self.top_p if self.temperature else None # greedy: the most probable token alone
+        return PLAIN.but(sampler=self.sampler, steps=self.steps, temperature=self.temperature, top_p=top_p, seed=seed)
 
 # %% ../../nbs/training/73_callbacks.ipynb #n021
 def sample_records(

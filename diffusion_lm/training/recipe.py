@@ -161,7 +161,7 @@ def _check_curriculum(cfg):
 
 # %% ../../nbs/training/76_recipe.ipynb #2013
 def _check_samples(cfg):
-    "Steps, sampler and temperature of the samples are possible"
+    "Steps, sampler, temperature and top-p of the samples are possible"
     model = _small_model(cfg)
     x = torch.full((1, 1), model.mask)
     next(denoise(model, x, cfg.samples.options()))
