@@ -203,7 +203,9 @@ class WritingCommand(RunCommand):
     def helps(cls):
         from diffusion_lm.sampling.policies import SAMPLERS
         from diffusion_lm.sampling.sampler import SampleOptions
-        return field_comments(SampleOptions) | super().helps() | {"sampler": f"one of {', '.join(SAMPLERS)}"}
+        usual = "ancestral, confidence for holes, left-to-right for an autoregressive model"
+        samplers = f"one of {', '.join(SAMPLERS)} (default: {usual})"
+        return field_comments(SampleOptions) | super().helps() | {"sampler": samplers}
 
     @classmethod
     def add_options(cls, parser):
@@ -235,12 +237,18 @@ def _words(option, text):
 
 # %% ../nbs/99_cli.ipynb #c302
 @patch
+def usual_sampler(self:WritingCommand, lm):
+    "The sampler if none is given: between two fixed sides, confidence order is right twice as often"
+    if lm.model.causal: return "left-to-right"
+    return "confidence" if "infill" in self.given else "ancestral"
+
+@patch
 def options(self:WritingCommand, lm):
     "The `SampleOptions` that were typed, for a run"
     from diffusion_lm.sampling.sampler import SampleOptions
     greedy = self.temperature == 0 and "cool" not in self.given # then top-p changes nothing
     return SampleOptions(
-        sampler=self.sampler or ("left-to-right" if lm.model.causal else "ancestral"),
+        sampler=self.sampler or self.usual_sampler(lm),
         steps=self.steps, grid_name=self.grid, seed=self.seed,
         temperature=(self.temperature, self.cool) if "cool" in self.given else self.temperature,
         top_k=self.top_k or None, top_p=None if greedy else self.top_p, repetition=self.repetition,

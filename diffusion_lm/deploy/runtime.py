@@ -810,6 +810,7 @@ def _write(o): # parsed arguments
     if o.infill is not None and (o.prompt or o.length is not None):
         raise UserError("--prompt and --length do not go with --infill: write the prompt into the template")
     if o.seed < 0: raise UserError(f"--seed must not be negative, got {o.seed}")
+    if o.infill is not None and o.sampler is None: o.sampler = "confidence" # as `dlm sample` does
     m = Model(o.folder, o.precision, o.provider, o.threads)
     names = ("sampler", "steps", "temperature", "top_p", "tau", "block", "seed")
     options = {k: getattr(o, k) for k in names}
