@@ -246,12 +246,12 @@ def usual_sampler(self:WritingCommand, lm):
 def options(self:WritingCommand, lm):
     "The `SampleOptions` that were typed, for a run"
     from diffusion_lm.sampling.sampler import SampleOptions
-    greedy = self.temperature == 0 and "cool" not in self.given # then top-p changes nothing
+    temperature = (self.temperature, self.cool) if "cool" in self.given else self.temperature
     return SampleOptions(
         sampler=self.sampler or self.usual_sampler(lm),
         steps=self.steps, grid_name=self.grid, seed=self.seed,
-        temperature=(self.temperature, self.cool) if "cool" in self.given else self.temperature,
-        top_k=self.top_k or None, top_p=None if greedy else self.top_p, repetition=self.repetition,
+        temperature=temperature, repetition=self.repetition, top_k=self.top_k or None,
+        top_p=None if temperature == 0 else self.top_p, # greedy: the most probable token alone
         block=self.block if "block" in self.given else None, cache=self.cache or None,
         guidance=self.guidance,
         target=lm.toward(_words("toward", self.toward), self.strength) if self.toward else None,

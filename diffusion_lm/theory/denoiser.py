@@ -144,8 +144,8 @@ def spans(
 
 # %% ../../nbs/theory/21_denoiser.ipynb #001g
 def pick(
-    z: torch.Tensor,    # (b,l,…)
-    want: torch.Tensor, # which positions (b,l), bool; on the CPU, so that nobody waits
+    z: torch.Tensor,    # (b,l,…) or (l,…)
+    want: torch.Tensor, # which positions (b,l) or (l,), bool; on the CPU, so that nobody waits
 ) -> torch.Tensor:
     "What stands at the wanted positions (n,…), row by row"
     return z[tuple(send(i, z.device) for i in want.nonzero(as_tuple=True))]

@@ -271,18 +271,21 @@ class Learner:
         self.meta = {} # what the header of saved weights says
         self._stop_reading()
 
-    @property
-    def progress(self) -> float:
-        "How far the run has come, from 0 to 1"
-        return progress_at(self.step, self.cfg.steps, self.since)
+# %% ../../nbs/training/70_learner.ipynb #0013a
+@patch(as_prop=True)
+def progress(self:Learner) -> float:
+    "How far the run has come, from 0 to 1"
+    return progress_at(self.step, self.cfg.steps, self.since)
 
-    def end_after(self, steps: int):
-        "From here on, the run is to end after so many steps"
-        self.since, self.cfg = Turn(self.step, self.progress), replace(self.cfg, steps=steps)
+@patch
+def end_after(self:Learner, steps: int):
+    "From here on, the run is to end after so many steps"
+    self.since, self.cfg = Turn(self.step, self.progress), replace(self.cfg, steps=steps)
 
-    def note(self, **record):
-        "Tell every callback that keeps records"
-        for c in self.callbacks: c.on_note(self, {"step": self.step, **record})
+@patch
+def note(self:Learner, **record):
+    "Tell every callback that keeps records"
+    for c in self.callbacks: c.on_note(self, {"step": self.step, **record})
 
 # %% ../../nbs/training/70_learner.ipynb #n016
 @patch
