@@ -63,7 +63,8 @@ def configuration(book, kind, seed=0, steps=1, long=False):
     evaluation = {"trainer.eval_every": 100} if long else {"trainer.best": "false", "trainer.eval_every": 50}
     return recipe_with("book", {
         "data.path": book, "trainer.early_stop": "null", **evaluation, "trainer.save_every": 100, "trainer.keep": 1,
-        "trainer.dtype": "bfloat16", **given, **MORE.get(kind, {}), "seed": seed, "trainer.steps": steps})
+        "trainer.dtype": "bfloat16", "noise.progress": "none", **given, **MORE.get(kind, {}),
+        "seed": seed, "trainer.steps": steps})
 
 def mask_ratio(low, high): return (low + high)/2  # on average
 

@@ -101,7 +101,7 @@ def test_bad_book(refused, recipe, tmp_path, kind):
     (["--curriculum.reads", "[poems, pairs, paragraphs, text]"], "unknown"),
     (["--curriculum.difficulty.language", "tlh"], "unknown"),
     (["--objective", "ar"], "masks nothing"),
-    (["--noise.progress", "linear"], "leave out noise.progress"),
+    (["--noise.progress", "linear"], "set noise.progress to none"),
     (["--curriculum.easyy", "1"], "easy"),
 ])
 def test_bad_curriculum(refused, recipe, args, why):

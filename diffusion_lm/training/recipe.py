@@ -153,7 +153,7 @@ def _check_curriculum(cfg):
     if not c: return
     c.check()
     if cfg.noise.progress != "none":
-        raise UserError("a curriculum narrows the masked shares itself: leave out noise.progress")
+        raise UserError("a curriculum narrows the masked shares itself: set noise.progress to none")
     if cfg.model.thought:
         raise UserError("a curriculum reads piece by piece, thoughts go with running text: leave out one of them")
     if cfg.objective == "ar" and (min(c.low), min(c.high)) != (0, 1):

@@ -13,6 +13,7 @@ import optimizers
 import torch
 
 from arms import FIRST_DEMO
+from diffusion_lm.models.transformer import PRESETS
 from diffusion_lm.theory.objective import Objective, ar_nll
 
 
@@ -75,6 +76,10 @@ def window(low, high, opens=1.):
 def size(**kw): return {f"model.{k}": v for k, v in kw.items()}
 def vocabulary(n): return {"tokenizer.vocab_size": n}
 def trainer(**kw): return {f"trainer.{k}": v for k, v in kw.items()}
+def preset(name):
+    "Options of a larger network, with windows of 256 tokens and a vocabulary of 8,192"
+    width, heads, layers, length = PRESETS[name]
+    return size(width=width, heads=heads, layers=layers, length=length) | vocabulary(8192) | trainer(batch=16)
 
 IDEAS = {
     "demo": Idea("the demo as it was", "", FIRST_DEMO, around=optimizers.pytorch()),
@@ -189,5 +194,15 @@ IDEAS = {
                          window(.45, .55, .7), base="l4-12k"),
     "l3-12k-values": Idea("values mixed with those of the first layer", "1 % less",
                           changes=(networks.value_residual,), base="l3-12k"),
+
+    # larger networks: too large for a record
+    "small": Idea("preset small, vocabulary 8,192", "", preset("small")),
+    "small-half": Idea("ratios 0.45–0.55", "5 % less", window(.45, .55), base="small"),
+    "small-half-10": Idea("ten times the rate for the embedding", "2 % less", trainer(adamw_lr=10),
+                          base="small-half"),
+    "medium": Idea("preset medium, vocabulary 8,192", "", preset("medium")),
+    "medium-half": Idea("ratios 0.45–0.55", "5 % less", window(.45, .55), base="medium"),
+    "medium-half-10": Idea("ten times the rate for the embedding", "2 % less", trainer(adamw_lr=10),
+                           base="medium-half"),
 }
 LADDER = ["demo", "l3-12k"] # the records, the first of them the demo as it was
