@@ -331,6 +331,17 @@ def _read_recipes(args):
         args[at] = f"{flag}={value}" if joined else value
     return args, recipes
 
+# %% ../nbs/98_command.ipynb #0a34
+def _recipes_first(args):
+    "The arguments, with the recipes in front of all others"
+    recipes, others, left = [], [], list(args)
+    while left:
+        a = left.pop(0)
+        if a == "--config" and left: recipes += [a, left.pop(0)]
+        elif a.startswith("--config="): recipes.append(a)
+        else: others.append(a)
+    return recipes + others
+
 # %% ../nbs/98_command.ipynb #0035
 def _initial_run(args, recipes):
     "The run whose weights are asked for: by the option, or by the last recipe that names one"
@@ -395,6 +406,7 @@ class RecipeCommand(Command):
         args, recipes = _read_recipes(args)
         check_that(not resume or value_of(args, "--init") is None,
                 "--init begins a new run and --resume goes on with one: leave out one of them")
+        args = _recipes_first(args)
         if not resume: args = _after_init(args, recipes)
         elif not recipe: args = _after_run(args)
         command = super().parse(args)
