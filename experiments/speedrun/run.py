@@ -6,10 +6,10 @@
     python experiments/speedrun/run.py record NAME               three seeds, in four minutes of two cores each
                                                                  → records/speedrun/NAME-240s-s0/, …
 
-Fixed: the text `sotu` and its split, and the CPU time of the demo: `--seconds` of two cores; a record has at most 4.3M
-parameters. A step's cost is measured against the old demo's, in turn in one process, and gives the number of steps: a busy machine
-trains longer, not less. Figures are the bound on the validation split, with the same masks for all. `record` scores the
-test split as well if the mean of the seeds is below that of the last record in LADDER.
+Fixed: the text `sotu` and its split, and the CPU time of the demo: `--seconds` of two cores; a record has at most
+4.3M parameters. A step's cost is measured against the old demo's, in turn in one process, and gives the number of
+steps: a busy machine trains longer, not less. Figures are the bound on the validation split, with the same masks for
+all. `record` scores the test split as well if the mean of the seeds is below that of the last record in LADDER.
 """
 import argparse
 import contextlib
