@@ -40,7 +40,8 @@ RUNS = {  # name → options of `dlm train`; each stops after 20 steps and is th
               "--model.thought.writer clean --model.thought.typos 0.05 --model.thought.losses.next 0.1 "
               "--model.thought.losses.contrastive 0.1 --trainer.minutes null --trainer.steps 24 "
               "--trainer.eval_tokens 4096",
-    "curriculum": "--config book-quick --data.path story.txt --model.width 64 --model.heads 2 --model.layers 2 "
+    "curriculum": "--config book-quick --data.path story.txt --noise.progress none --model.width 64 --model.heads 2 "
+                  "--curriculum.reads [text,text,text,text] --curriculum.easy [1,1,1,1] --model.layers 2 "
                   "--model.length 64 --trainer.minutes null --trainer.steps 40 --trainer.eval_every 5 "
                   "--trainer.eval_tokens 2048",
 }
