@@ -2,8 +2,8 @@
 
     python experiments/speedrun/variance.py [--draws 96]   → records/speedrun/variance.json
 
-For a network after 100 steps of the recipe `sotu-4m`, and after all of them, each loss takes gradients of the same
-batches of 8 windows. The noise scale tr Σ/|G|² (arXiv 1812.06162) says how many windows a batch needs until the noise
+For a network after 20 and after 200 steps of the recipe `sotu-4m`, each loss takes gradients of the same batches of
+8 windows. The noise scale tr Σ/|G|² (arXiv 1812.06162) says how many windows a batch needs until the noise
 of its gradient is no longer than the gradient itself. `cosine` compares the mean gradient with that of the bound.
 """
 import argparse
@@ -18,13 +18,12 @@ from ideas import Complementary, Dual, weighted
 from arms import RECORDS, one_core
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import autocast, describe_machine, pick_device, pick_dtype
-from diffusion_lm.files import find_run, write_json
+from diffusion_lm.files import write_json
 from diffusion_lm.text.store import Loader
 from diffusion_lm.theory.objective import Objective
 from diffusion_lm.training.run import Training
-from diffusion_lm.weights import load_weights
 
-ROWS, NARROW = 8, (.45, .55)
+AFTER, ROWS, NARROW = (20, 200), 8, (.45, .55)
 LOSSES = {  # name → how the objective changes, and the mask ratios
     "demo": (Objective, (0, 1)),
     "capped": (weighted(power=1., cap=8.), (0, 1)),
@@ -93,13 +92,12 @@ def main():
     p.add_argument("--draws", type=int, default=96, help="batches")
     a = p.parse_args()
     one_core()
+    dtype, found = pick_dtype(pick_device()), {}
     with tempfile.TemporaryDirectory() as out:
-        t = prepared(out, 100)
-        model, dtype = t.learn.model, pick_dtype(pick_device())
-        loader = Loader(t.store, model.config.length, ROWS, seed=1)
-        found = {"100 steps": measure(model, loader, a.draws, dtype)}
-        model.load_state_dict(load_weights(find_run("sotu-4m")/"model.safetensors"))
-        found["all steps"] = measure(model, loader, a.draws, dtype)
+        for steps in AFTER:
+            t = prepared(out, steps)
+            loader = Loader(t.store, t.learn.model.config.length, ROWS, seed=1)
+            found[steps] = measure(t.learn.model, loader, a.draws, dtype)
     write_json(RECORDS/"speedrun"/"variance.json", {
         "machine": describe_machine(pick_device()), "draws": a.draws, "windows": ROWS, "losses": found})
 
