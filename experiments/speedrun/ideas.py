@@ -194,6 +194,8 @@ IDEAS = {
                          window(.45, .55, .7), base="l4-12k"),
     "l3-12k-values": Idea("values mixed with those of the first layer", "1 % less",
                           changes=(networks.value_residual,), base="l3-12k"),
+    "l3-12k-skips": Idea("early layers added before late ones", "1 % less", changes=(networks.skips,),
+                         base="l3-12k"),
 
     # larger networks: too large for a record
     "small": Idea("preset small, vocabulary 8,192", "", preset("small")),
