@@ -196,6 +196,8 @@ IDEAS = {
                           changes=(networks.value_residual,), base="l3-12k"),
     "l3-12k-skips": Idea("early layers added before late ones", "1 % less", changes=(networks.skips,),
                          base="l3-12k"),
+    "l3-12k-co-occurrence": Idea("embeddings begin as directions of which tokens stand near which", "1 % less",
+                                 changes=(networks.co_occurrence,), base="l3-12k"),
 
     # larger networks: too large for a record
     "small": Idea("preset small, vocabulary 8,192", "", preset("small")),

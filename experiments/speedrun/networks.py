@@ -54,7 +54,7 @@ def squared_relu(o):
 def _run_with_skips(self, h, rot, mask, cache, cond, tokens):
     kept, n = [], len(self.blocks)
     for i, layer in enumerate(self.blocks):
-        if i >= n//2 and n - 1 - i < len(kept): h = h + self.skip[i - n//2].to(h.dtype)*kept[n - 1 - i]
+        if i >= n//2 and n - 1 - i < len(kept): h = h + self.skip[n - 1 - i].to(h.dtype)*kept[n - 1 - i]
         h, _ = layer(h, rot, mask, self.causal, None, cond, None)
         if i < n//2: kept.append(h)
     return h, []

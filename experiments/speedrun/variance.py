@@ -1,6 +1,6 @@
 """How noisy gradients are, by training loss: the record behind a section of the results page "Speedrun".
 
-    python experiments/speedrun/variance.py [--draws 96]   → records/speedrun/variance.json
+    python experiments/speedrun/variance.py [--draws 64]   → records/speedrun/variance.json
 
 For a network after 20 and after 200 steps of the recipe `sotu-4m`, each loss takes gradients of the same batches of
 8 windows. The noise scale tr Σ/|G|² (arXiv 1812.06162) says how many windows a batch needs until the noise
@@ -89,7 +89,7 @@ def prepared(out, steps):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--draws", type=int, default=96, help="batches")
+    p.add_argument("--draws", type=int, default=64, help="batches")
     a = p.parse_args()
     one_core()
     dtype, found = pick_dtype(pick_device()), {}
