@@ -416,6 +416,10 @@ class EvalCommand(RunCommand):
     "Score the run's own test text, or a file."
     file: str = ""      # a UTF-8 text file to score instead of the run's test split
     draws: int = 4      # masks drawn for each window; with more, the Monte-Carlo error is smaller
+    likelihood: str = "nelbo" # nelbo; bracket: from both sides; order: exact, in the order of a rule
+    order: str = "margin" # with --likelihood order: left-to-right, confidence, margin or entropy
+    k: int = 1            # with --likelihood order: tokens that are revealed together
+    orders: int = 16      # with --likelihood bracket: orders drawn for each window
     # judge what the run writes, not how it predicts: style, coherence and copying, beside the book's own
     style: bool = False
     reference: str = "" # with --style: a UTF-8 text file to compare with (default: the run's own text)
@@ -426,19 +430,31 @@ class EvalCommand(RunCommand):
     def rules(self):
         return [
             Rule("reference samples seed", self.style, "goes with --style"),
-            Rule("file max_tokens draws", not self.style, "does not go with --style, which judges texts of its own"),
+            Rule("order k", self.likelihood == "order", "goes with --likelihood order"),
+            Rule("orders", self.likelihood == "bracket", "goes with --likelihood bracket"),
+            Rule("draws", self.likelihood == "nelbo", "goes with --likelihood nelbo"),
+            Rule("file max_tokens draws likelihood", not self.style,
+                 "does not go with --style, which judges texts of its own"),
             Rule("max_tokens", not self.file, "goes with the run's own test text; a file is scored whole"),
         ]
 
     def check(self):
+        from diffusion_lm.core import one_of
+        from diffusion_lm.theory.likelihood import ORDERS
         super().check()
         check_that(self.draws >= 1, f"--draws must be at least 1, got {self.draws}")
         check_that(self.max_tokens >= 1 or "max_tokens" not in self.given,
                    f"--max-tokens must be at least 1, got {self.max_tokens}")
+        one_of("likelihood", self.likelihood, ("nelbo", "bracket", "order"))
+        one_of("order", self.order, ORDERS)
+        check_that(self.k >= 1, f"--k must be at least 1, got {self.k}")
+        check_that(self.orders >= 3, f"--orders must be at least 3, got {self.orders}")
         check_that(self.samples >= 2, f"--samples must be at least 2, got {self.samples}")
         _check_seed(self.seed)
 
-    def __call__(self): return self.judge() if self.style else self.score()
+    def __call__(self):
+        if self.style: return self.judge()
+        return self.score() if self.likelihood == "nelbo" else self.other_likelihood()
 
 # %% ../nbs/99_cli.ipynb #0075
 @patch
@@ -457,6 +473,33 @@ def score(self:EvalCommand):
                                quiet=self.json)
     result = _score_report(lm, figures, time.perf_counter() - start)
     self.answer(result, _score_lines(result))
+
+# %% ../nbs/99_cli.ipynb #6c76
+@patch
+def other_likelihood(self:EvalCommand):
+    "Score text in the order of a rule, or from both sides"
+    from diffusion_lm.core import pick_dtype
+    from diffusion_lm.evaluation.metrics import evaluate_bracket, evaluate_order
+    from diffusion_lm.text.reading import read_text
+    from diffusion_lm.training.callbacks import progress
+    text = read_text(self.file) if self.file else None
+    lm, start = self.load(), time.perf_counter()
+    check_that(not lm.model.is_exact, "the score of this run is exact: leave out --likelihood")
+    def bar(it): return progress(it, self.json, desc="scoring")
+    common = {"dtype": pick_dtype(lm.device), "progress": bar}
+    if text is None:
+        store, common["max_tokens"] = own_text(lm), self.max_tokens or 4096
+        tokens, documents = store.split("test"), store.documents("test")
+    else:
+        tokens = lm.tokenizer.encode(text)
+        check_that(len(tokens), "there is nothing to score: the text is empty")
+        documents = [0, len(tokens)]
+    scored = lm.model, lm.tokenizer, tokens, documents
+    if self.likelihood == "order": figures = evaluate_order(*scored, self.order, self.k, **common)
+    else: figures = evaluate_bracket(*scored, self.orders, **common)
+    lm.dtype = common["dtype"]
+    result = _score_report(lm, figures, time.perf_counter() - start)
+    self.answer(result, _score_lines(result) if self.likelihood == "order" else _bracket_lines(result))
 
 # %% ../nbs/99_cli.ipynb #0076
 @patch
@@ -496,6 +539,18 @@ def _score_lines(r):
         guessed = [f"{v:.1%} at {k} corruption" for k, v in r["masked_accuracy"].items() if v is not None]
         lines.append("masked tokens guessed right: " + ", ".join(guessed))
     return [*lines, f"{r['tokens']:,} tokens in {r['seconds']:.1f} s on {r['device']} in {r['dtype']}"]
+
+def _bracket_lines(r):
+    "A bracket for people"
+    from diffusion_lm.evaluation.metrics import Estimate
+    def line(k, what):
+        e = {n: v for n, v in r[k].items() if n != "monte_carlo_error"}
+        return f"{what:28s} {str(Estimate(**e)).removeprefix('≤ ')}"
+    count = f"{r['orders_that_count']:.1f} of {r['orders']} orders hold the mean"
+    trust = "" if 4*r["orders_that_count"] > r["orders"] else ": the true value may well lie below both ends"
+    ends = line("above", "above the true value"), line("below", "below the true value")
+    return [line("nelbo", "bound (NELBO)"), *ends, count + trust,
+            f"{r['tokens']:,} tokens in {r['seconds']:.1f} s on {r['device']} in {r['dtype']}"]
 
 # %% ../nbs/99_cli.ipynb #1013
 def _bench_drift(c):

@@ -73,7 +73,7 @@ def test_killed_at_random_moments(home, recipe, kills):
     _, status = os.waitpid(forked(home, "train", *args, "--name", "whole"), 0)
     assert status == 0
     span, g, run, killed, at = time.monotonic() - begin, rng("kill", kills), home/"checkpoints"/"killed", 0, []
-    while killed < kills:
+    while killed < kills or (len(set(at)) <= kills//4 and killed < 4*kills): # a slow start is hit often
         started = (run/"config.yaml").exists()
         pid = forked(home, "train", *(["--name", "killed", "--resume"] if started else [*args, "--name", "killed"]))
         time.sleep(span*g.uniform(.02, .5))

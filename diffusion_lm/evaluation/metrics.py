@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks', 'ScoredPass',
-           'score_pass', 'by_level', 'masks', 'score_windows', 'UnitSums', 'evaluate', 'yardsticks']
+           'score_pass', 'by_level', 'masks', 'score_windows', 'UnitSums', 'evaluate', 'evaluate_order',
+           'evaluate_bracket', 'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
 import gzip
@@ -20,6 +21,7 @@ import torch
 from ..core import UserError, autocast, rng
 from ..text.store import eval_windows
 from ..theory.denoiser import Denoiser
+from ..theory.likelihood import any_order, bracket, bracket_error, order_nll
 from ..theory.objective import ar_nll
 from ..theory.schedule import mask_exact, per_token
 
@@ -313,6 +315,66 @@ def evaluate(
     if model.causal: return out
     error = _monte_carlo_error(nats, sums.bytes.sum(), model.is_exact)
     return out | {"draws": nats.shape[-1], "monte_carlo_error": error, **_of_masks(bands)}
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #6c02
+@torch.no_grad()
+def _in_batches(model, f, x, batch, dtype, progress):
+    "`f` of some windows at a time, on the device of the model, without dropout"
+    device, training = next(model.parameters(), x).device, model.training
+    model.eval()
+    with autocast(device, dtype):
+        out = [f(x[i:i + batch].to(device), i).cpu() for i in progress(range(0, len(x), batch))]
+    model.train(training)
+    return torch.cat(out).numpy()
+
+def evaluate_order(
+    model: Denoiser,
+    tok, tokens, offsets,    # as for evaluate
+    order: str = "margin",   # a rule of ORDERS
+    k: int = 1,              # tokens that are revealed together
+    length: int | None = None,
+    batch: int = 16,
+    dtype=torch.float32,
+    max_tokens: int | None = None,
+    progress: Callable = same,
+) -> dict:
+    "The exact figures of the sampler that reveals `k` tokens at a time in the order of a rule"
+    x, doc = _windows_of(model, tokens, offsets, length or model.config.length, max_tokens)
+    def score(xb, i): return order_nll(model, xb, order, k)
+    nats = _in_batches(model, score, x, batch, dtype, progress)
+    return _headline(_by_unit(nats, doc, tok.n_bytes[x.numpy()]), "exact") | {"order": order, "tokens_a_step": k}
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #6c05
+def _by_window(nats, x, tok, pad):
+    "Sums over windows (n,), or over blocks of them where there are many"
+    sums = [nats, (x.numpy() != pad).sum(1), tok.n_bytes[x.numpy()].sum(1)]
+    return UnitSums(*sums, "window") if len(nats) <= 20 else UnitSums(*map(blocks, sums), "block")
+
+def evaluate_bracket(
+    model: Denoiser,
+    tok, tokens, offsets,    # as for evaluate
+    orders: int = 16,        # drawn for each window, and for each block of a block-diffusion model
+    length: int | None = None,
+    seed: int = 0,
+    dtype=torch.float32,
+    max_tokens: int | None = None,
+    progress: Callable = same,
+) -> dict:
+    "The NELBO, and figures above and below the true likelihood on average"
+    x, _ = _windows_of(model, tokens, offsets, length or model.config.length, max_tokens)
+    def score(xb, i): return any_order(model, xb, orders, seed, first=i)
+    log_p = torch.from_numpy(_in_batches(model, score, x, 1, dtype, progress)) # (n,units,orders)
+    (below, above), errors = bracket(log_p), bracket_error(log_p)
+    weight = log_p.softmax(-1)
+    out = {"orders": orders, "orders_that_count": float((1/(weight**2).sum(-1)).mean())}
+    for name, nats in (("nelbo", -log_p.mean(-1)), ("above", above), ("below", below)):
+        sums = _by_window(nats.sum(-1).numpy(), x, tok, model.pad)
+        out[name] = _headline(sums, "bound")["bits_per_byte"]
+    out |= {"tokens_scored": int(sums.tokens.sum()), "bytes_scored": int(sums.bytes.sum())}
+    size = sums.bytes.sum()*math.log(2)
+    for name, e in zip(("below", "above"), errors, strict=True):
+        out[name]["monte_carlo_error"] = float((e**2).sum()**.5/size)
+    return out
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0017
 def yardsticks(

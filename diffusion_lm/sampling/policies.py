@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'draw', 'Step', 'Policy', 'Ancestral', 'FirstHitting', 'LeftToRight', 'ReMDM', 'PredictorCorrector',
-           'Ranked', 'Confidence', 'Margin', 'entropy', 'Entropy', 'Daring', 'Threshold', 'Factor', 'EntropyBounded',
+           'Ranked', 'Confidence', 'Margin', 'Entropy', 'Daring', 'Threshold', 'Factor', 'EntropyBounded',
            'sampler_params', 'make_policy']
 
 # %% ../../nbs/sampling/40_policies.ipynb #0003
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..core import UserError, fetch, one_of, send, within
 from ..theory.denoiser import pick
+from ..theory.likelihood import entropy, margin, ranked
 from ..theory.schedule import grid as make_grid
 
 # %% ../../nbs/sampling/40_policies.ipynb #0006
@@ -190,16 +191,6 @@ class PredictorCorrector(ReMDM):
     def most(self, step):
         return super().most(step) if step.now == step.next else 0. # only corrections mask again
 
-# %% ../../nbs/sampling/40_policies.ipynb #200e
-_TIE = 2**-14
-
-def _ranked(score): # (b,l)
-    "Positions, the highest score first (b,l); of those that are closer together than `_TIE`, the first"
-    s, order = score.sort(dim=1, descending=True)
-    gap = s[:, :-1] - s[:, 1:] > _TIE
-    group = F.pad(gap.cumsum(1), (1, 0)) # the same number for all scores without a gap between them
-    return torch.empty_like(group).scatter(1, order, group).argsort(dim=1, stable=True)
-
 # %% ../../nbs/sampling/40_policies.ipynb #001e
 def _table(values, want, fill=-torch.inf):
     "Values (n,) of the wanted positions in a table (b,l)"
@@ -225,7 +216,7 @@ class Ranked(Policy):
     def __call__(self, logp, x, masked, step, u):
         tokens = draw(logp, u[..., 1][step.want])
         score = _table(fetch(self.score(step.raw, tokens)), step.want)
-        order = _ranked(score)
+        order = ranked(score)
         n = self.count(score.gather(1, order), masked, step)
         revealed = step.want & (order.argsort(1) < n[:, None])
         return revealed, pick(tokens, revealed[step.want])
@@ -239,13 +230,9 @@ class Confidence(Ranked):
 class Margin(Ranked):
     "Reveal where the best token leads the second by most; one token a step, a sample from the model in that order"
     exact = "one token a step"
-    def score(self, raw, tokens): return raw.topk(2).values.exp().diff(dim=-1)[:, 0].neg()
+    def score(self, raw, tokens): return margin(raw)
 
 # %% ../../nbs/sampling/40_policies.ipynb #2015
-def entropy(logp: torch.Tensor) -> torch.Tensor: # (…,V)
-    "Entropy in nats (…)"
-    return -(logp.exp()*logp.masked_fill(logp == -torch.inf, 0.)).sum(-1)
-
 class Entropy(Ranked):
     "Reveal where the prediction has least entropy; one token a step, a sample from the model in that order"
     exact = "one token a step"
