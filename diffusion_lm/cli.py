@@ -525,6 +525,10 @@ def _score_report(lm, figures, seconds):
             "tokens_per_second": round(tokens*figures.get("draws", 1)/seconds),
             "device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), **figures}
 
+def _took(r):
+    "What was scored, how fast and where"
+    return f"{r['tokens']:,} tokens in {r['seconds']:.1f} s on {r['device']} in {r['dtype']}"
+
 def _score_lines(r):
     "A score for people"
     from diffusion_lm.evaluation.metrics import Estimate
@@ -538,7 +542,7 @@ def _score_lines(r):
     if "masked_accuracy" in r:
         guessed = [f"{v:.1%} at {k} corruption" for k, v in r["masked_accuracy"].items() if v is not None]
         lines.append("masked tokens guessed right: " + ", ".join(guessed))
-    return [*lines, f"{r['tokens']:,} tokens in {r['seconds']:.1f} s on {r['device']} in {r['dtype']}"]
+    return [*lines, _took(r)]
 
 def _bracket_lines(r):
     "A bracket for people"
@@ -549,8 +553,7 @@ def _bracket_lines(r):
     count = f"{r['orders_that_count']:.1f} of {r['orders']} orders hold the mean"
     trust = "" if 4*r["orders_that_count"] > r["orders"] else ": the true value may well lie below both ends"
     ends = line("above", "above the true value"), line("below", "below the true value")
-    return [line("nelbo", "bound (NELBO)"), *ends, count + trust,
-            f"{r['tokens']:,} tokens in {r['seconds']:.1f} s on {r['device']} in {r['dtype']}"]
+    return [line("nelbo", "bound (NELBO)"), *ends, count + trust, _took(r)]
 
 # %% ../nbs/99_cli.ipynb #1013
 def _bench_drift(c):

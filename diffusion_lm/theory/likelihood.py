@@ -19,13 +19,14 @@ from .objective import token_nll
 
 # %% ../../nbs/theory/24_likelihood.ipynb #000a
 def unit_size(model: Denoiser, x: torch.Tensor) -> int: # tokens (b,l)
-    "How many positions share an order: those of a block, or of the whole text"
+    "How many positions share an order: those of a block, or of the whole text; raises `UserError` for a causal model"
+    if model.causal: raise UserError("an autoregressive model has one order, and its score is exact")
     return model.block or x.shape[1]
 
-def _ratio(model, x, masked):
-    "The mask ratio of each unit (b,units)"
+def _hidden(model, x, masked):
+    "Hidden states (b,l,d) of tokens some of which are masked, each unit at its own mask ratio"
     def count(z): return z.unflatten(1, (-1, unit_size(model, x))).sum(-1)
-    return count(masked)/count(x != model.pad).clamp(min=1)
+    return model.hidden(x, masked, count(masked)/count(x != model.pad).clamp(min=1))
 
 def nats_where(
     model: Denoiser,
@@ -34,9 +35,8 @@ def nats_where(
 ) -> torch.Tensor:
     "Nats (b,l), float64, of every masked token; 0 elsewhere"
     masked = masked & (x != model.pad)
-    h = model.hidden(x, masked, _ratio(model, x, masked))
     nats = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-    nats[masked] = token_nll(model, h[masked], x[masked]).double()
+    nats[masked] = token_nll(model, _hidden(model, x, masked)[masked], x[masked]).double()
     return nats
 
 # %% ../../nbs/theory/24_likelihood.ipynb #000c
@@ -115,11 +115,10 @@ def order_nll(
 ) -> torch.Tensor:
     "Exact nats (b,l), float64, of each token, when k at a time are revealed in the order of a rule"
     one_of("order", order, ORDERS)
-    if model.causal: raise UserError("an autoregressive model has one order, and its score is exact")
     size, masked = unit_size(model, x), x != model.pad
     nats = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     while masked.any():
-        logp = model.head(model.hidden(x, masked, _ratio(model, x, masked))[masked]).double().log_softmax(-1)
+        logp = model.head(_hidden(model, x, masked)[masked]).double().log_softmax(-1)
         now = _surest(logp, masked, order, k, size)
         cost = torch.zeros_like(nats)
         cost[masked] = -logp.gather(1, x[masked][:, None])[:, 0]
@@ -140,8 +139,8 @@ def path_nats(
         for steps in torch.arange(unit_size(model, x), device=x.device)[:, None].split(batch):
             rows = x[i].expand(len(steps), -1)
             masked, now = ((r & (rows != model.pad)) for r in (rank[i] >= steps, rank[i] == steps))
-            h = model.hidden(rows, masked, _ratio(model, rows, masked))
-            nats[i, now.nonzero()[:, 1]] = token_nll(model, h[now], rows[now]).double()
+            h = _hidden(model, rows, masked)[now]
+            nats[i, now.nonzero()[:, 1]] = token_nll(model, h, rows[now]).double()
     return nats
 
 # %% ../../nbs/theory/24_likelihood.ipynb #001d
@@ -154,7 +153,6 @@ def any_order(
     first: int = 0,   # number of the first text: each draws orders of its own
 ) -> torch.Tensor:
     "log p_σ(x) of each unit under random orders σ (b,units,orders)"
-    if model.causal: raise UserError("an autoregressive model has one order, and its score is exact")
     size, out = unit_size(model, x), []
     generators = [rng(seed, "orders", first + j) for j in range(len(x))]
     units = x.shape[1]//size
