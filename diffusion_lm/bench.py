@@ -112,6 +112,7 @@ class XObjective(nn.Module):
             use_simple_mdlm_loss_weight=False)
 
     def times(self, length): return 1
+    def readings(self, model): return {}
     def forward(self, x, t=None, u=None): return self.wrapper(x).loss
 
 # %% ../nbs/95_bench.ipynb #3001b

@@ -33,6 +33,7 @@ class Denoiser(nn.Module):
     "The base class of all models; a subclass provides `features` and `head`"
     causal: bool = False      # does a position see only what is before it?
     block: int | None = None  # tokens that are written together, where a model writes block after block
+    config = None             # its ModelConfig, where it has one
     thought = None            # settings of the thoughts that connect the blocks
     stateful: bool = False    # do its last hidden states go into the next step?
     checkpointing: bool = False   # in training, compute the layers again in the backward pass?

@@ -127,13 +127,20 @@ class Validate(Callback):
 
 # %% ../../nbs/training/73_callbacks.ipynb #n025
 @patch
+def score(self:Validate, learn, model):
+    "Nats per token and bits per byte of a model on the validation split"
+    r = evaluate(model, self.tok, self.tokens, self.offsets, draws=1, dtype=learn.dtype,
+                 max_tokens=learn.cfg.eval_tokens)
+    return {k: r[k]["value"] for k in ("nats_per_token", "bits_per_byte")}
+
+@patch
 def after_step(self:Validate, learn):
     if learn.step % learn.cfg.eval_every and learn.step != learn.cfg.steps: return
-    r = evaluate(learn.best_model, self.tok, self.tokens, self.offsets, draws=1, dtype=learn.dtype,
-                 max_tokens=learn.cfg.eval_tokens)
-    nats, bpb = r["nats_per_token"]["value"], r["bits_per_byte"]["value"]
+    model = learn.best_model
+    scores = self.score(learn, model)
+    nats = scores["nats_per_token"]
     if learn.best is None or nats < learn.best.value: learn.best = Best(nats, learn.step)
-    learn.note(validation={"nats_per_token": nats, "bits_per_byte": bpb})
+    learn.note(validation=scores, **{k: self.score(learn, m) for k, m in learn.raw.readings(model).items()})
     learn.done = self.enough(learn)
     if learn.done: learn.note(early_stop=f"no better evaluation since step {learn.best.step}")
 

@@ -29,7 +29,7 @@ from ..sampling.sampler import denoise
 from ..text.corpus import DataConfig, lasting
 from ..text.store import TokenizerConfig
 from ..text.tokenizer import Tokenizer
-from ..theory.objective import NoiseConfig, Objective
+from ..theory.objective import ARConfig, NoiseConfig, Objective
 from .callbacks import MaskRange, SampleConfig
 from .curriculum import CurriculumConfig, make_stages, measure
 from .learner import TrainConfig
@@ -49,8 +49,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: str = "nelbo-count" # nelbo, nelbo-count, llada, block or ar
+    objective: str = "nelbo-count" # nelbo, nelbo-count, llada, block, ar or dual
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    ar: ARConfig = field(default_factory=ARConfig)
     trainer: TrainConfig = field(default_factory=TrainConfig)
     samples: SampleConfig = field(default_factory=SampleConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -69,6 +70,7 @@ SECTIONS = dict(
     tokenizer=TokenizerConfig,
     model=ModelConfig,
     noise=NoiseConfig,
+    ar=ARConfig,
     trainer=TrainConfig,
     samples=SampleConfig,
     monitor=MonitorConfig,
@@ -97,7 +99,7 @@ def build(
     seed_everything(cfg.seed)
     model = make_model(cfg.model, len(tok), tok.specials, cfg.objective)
     if cfg.model.thought: return ThoughtObjective(model, cfg.noise, cfg.trainer.label_smoothing)
-    return Objective(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing)
+    return Objective(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing, cfg.ar)
 
 # %% ../../nbs/training/76_recipe.ipynb #0008
 _REPAYS = 5e14 # operations after which compiling has repaid itself on a CPU: some fifteen minutes
@@ -143,7 +145,7 @@ def _check_noise(cfg):
     blocks, length = cfg.noise.blocks, cfg.model.length
     if not 1 <= blocks <= length or length % blocks:
         raise UserError(f"noise.blocks {blocks} must divide model.length {length}")
-    Objective(_small_model(cfg), cfg.objective, cfg.noise)
+    Objective(_small_model(cfg), cfg.objective, cfg.noise, ar=cfg.ar)
     if cfg.noise.progress != "none": MaskRange(cfg.noise)
 
 # %% ../../nbs/training/76_recipe.ipynb #2010
@@ -205,6 +207,12 @@ def _idle_noise(cfg):
         for k in ("progress", "blocks"): out[f"noise.{k}"] = own
     return out
 
+def _idle_ar(cfg):
+    "Fields of the section ar without an effect: {name: why}"
+    if cfg.objective == "dual": return {}
+    if cfg.objective == "ar": return {"ar.share": "it goes with objective dual"}
+    return {f"ar.{k}": "it goes with objectives ar and dual" for k in vars(cfg.ar)}
+
 def _idle_elsewhere(cfg):
     "Fields of the other sections without an effect: {name: why}"
     out, c = {}, cfg.curriculum
@@ -223,7 +231,7 @@ def idle(
 ) -> list[tuple[str, str]]:
     "Fields that are set and have no effect: (name, why)"
     default = RunConfig(curriculum=CurriculumConfig())
-    without_effect = _idle_noise(cfg) | _idle_elsewhere(cfg)
+    without_effect = _idle_noise(cfg) | _idle_ar(cfg) | _idle_elsewhere(cfg)
     return [(k, why) for k, why in without_effect.items() if attrgetter(k)(cfg) != attrgetter(k)(default)]
 
 # %% ../../nbs/training/76_recipe.ipynb #2019

@@ -179,7 +179,7 @@ def _quoted(text):
     return "\n".join("> " + line for line in _escape(text).splitlines())
 
 # %% ../../nbs/training/77_report.ipynb #200e
-_FAMILIES = {"ar": "autoregressive", "block": "block-diffusion"}
+_FAMILIES = {"ar": "autoregressive", "block": "block-diffusion", "dual": "masked diffusion and autoregressive"}
 
 def _about(cfg, s):
     "What was trained, on what, for how long"
@@ -203,6 +203,8 @@ def _how_good(s):
     if error := s.get("monte_carlo_error"):
         line += f" The masks add a Monte-Carlo error of ±{1.96*error:.4f} bits/byte."
     lines = ["", "## How good is it?", "", *figures_table(s), "", line]
+    if left := s.get("left_to_right"): # of objective dual
+        lines += ["", f"Read from left to right, it scores {Estimate(**left['bits_per_byte'])}."]
     if accuracy := s.get("masked_accuracy"):
         shares = ", ".join(f"{v:.0%} at {k} corruption" for k, v in accuracy.items() if v is not None)
         lines += ["", f"Share of masked tokens guessed right: {shares}."]

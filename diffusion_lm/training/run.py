@@ -364,7 +364,8 @@ def summarise(run, cfg, learn, model, tok, store, quiet=False):
     test, train_tokens = np.asarray(store.split("test")), store.split("train")
     summary = _training_figures(run, cfg, learn, model, len(train_tokens))
     t = cfg.trainer
-    summary |= test_figures(model, tok, store, t.test_draws, t.test_tokens, learn.dtype, quiet)
+    def score(m): return test_figures(m, tok, store, t.test_draws, t.test_tokens, learn.dtype, quiet)
+    summary |= score(model) | {k: score(m) for k, m in learn.raw.readings(model).items()}
     summary["yardsticks"] = yardsticks(tok.decode(test), test, train_tokens, len(tok))
     summary["peak_memory"] = peak_memory(learn.device)
     summary["data"] = {"path": cfg.data.path, "store": store.path.name}
