@@ -12,18 +12,16 @@ the best of these weights are scored on the test split.
 """
 import sys
 
-import numpy as np
-
-from arms import RECORDS, configuration, keep_record, one_core, serve
+from arms import RECORDS, configuration, keep_record, serve
 from diffusion_lm.core import UserError
 from diffusion_lm.files import cache_dir, runs_dir, write_text
-from diffusion_lm.text.corpus import load_corpus, split
+from diffusion_lm.text.corpus import DataConfig, load_corpus, split
+from diffusion_lm.text.store import TokenizerConfig, prepare
 from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"crossover"
 PREFIX = "cross-"
 EVERY = 10       # one in so many training speeches is read
-BATCH, LENGTH = 16, 128
 
 def folder(): return cache_dir().parent/"crossover"
 
@@ -39,15 +37,65 @@ def write_corpus():
     for i, name in enumerate(spare):
         if i % EVERY: (folder()/name).unlink()
 
+VOCABULARY, BATCH, LENGTH = 2048, 32, 128
 PLAIN = {  # all arms
-    "data.path": folder(), "tokenizer.vocab_size": 2048,
-    "model.width": 128, "model.layers": 4, "model.heads": 4, "model.length": 128,
-    "trainer.batch": 32, "trainer.decay": 0, "trainer.ema": .995, "trainer.best": "true", "trainer.dtype": "bfloat16",
-    "trainer.eval_tokens": 65536, "trainer.test_draws": 16, "trainer.save_every": 10**6, "trainer.compile": "false"}
-AR, WINDOW = {"objective": "ar"}, {"noise.progress": "window", "noise.low": .45, "noise.high": .55}
-KINDS = {  # name → (epochs, options)
+    "data.path": folder(), "tokenizer.vocab_size": VOCABULARY, "trainer.batch": BATCH,
+    "model.width": 128, "model.layers": 4, "model.heads": 4, "model.length": LENGTH, "noise.progress": "none",
+    "trainer.adamw_lr": 10, "trainer.decay": 0, "trainer.ema": .995, "trainer.best": "true",
+    "trainer.dtype": "bfloat16", "trainer.compile": "false",
+    "trainer.eval_tokens": 65536, "trainer.test_draws": 16, "trainer.save_every": 500, "trainer.keep": 1}
+AR = {"objective": "ar", "trainer.early_stop": 12}
+DUAL = {"objective": "dual"}
+WINDOW = {"noise.progress": "window", "noise.low": .45, "noise.high": .55}
+TRIO = {"ar.replace": .05, "ar.reverse": .5, "ar.ahead": 5}
+
+def regular(decay, dropout): return {"trainer.weight_decay": decay, "model.dropout": dropout}
+
+KINDS = {  # name → epochs, options
     "ar": (30, AR),
-    "ar-tuned": (60, AR | {"trainer.weight_decay": 1.6, "model.dropout": .3}),
+    "ar-wd.4-drop.1": (60, AR | regular(.4, .1)),
+    "ar-wd1.6-drop.1": (60, AR | regular(1.6, .1)),
+    "ar-wd1.6-drop.3": (60, AR | regular(1.6, .3)),
+    "ar-trio": (80, AR | TRIO),
+    "ar-trio-wd.4-drop.1": (80, AR | TRIO | regular(.4, .1)),
     "diffusion": (160, {}),
-    "diffusion-window": (160, WINDOW),
-}
+    "diffusion-window": (60, WINDOW),
+    "diffusion-wd.4-drop.1": (160, regular(.4, .1)),
+    "dual": (100, DUAL),
+    "dual-wd.4-drop.1": (100, DUAL | regular(.4, .1))}
+SEEDS = {  # of each kind; 0 where it is not named
+    "ar": (0, 1, 2), "ar-trio": (0, 1, 2), "diffusion": (0, 1, 2), "dual": (0, 1, 2)}
+
+def steps_an_epoch():
+    "Steps in which as many tokens are read as the training speeches have"
+    _, _, store = prepare(DataConfig(str(folder())), TokenizerConfig(vocab_size=VOCABULARY))
+    return round(len(store.split("train"))/BATCH/LENGTH)
+
+def arms():
+    "Name → (epochs, options)"
+    out = {}
+    for kind, (epochs, options) in KINDS.items():
+        for seed in SEEDS.get(kind, (0,)): out[f"{PREFIX}{kind}-s{seed}"] = epochs, options | {"seed": seed}
+    return out
+
+def train_arm(name, epochs, options):
+    epoch, every = steps_an_epoch(), 2 if epochs > 60 else 1 # epochs between two evaluations
+    plan = {"trainer.steps": epochs*epoch, "trainer.warmup": 1/epochs,
+            "trainer.eval_every": every*epoch, "trainer.log_every": every*epoch}
+    resume = (runs_dir()/name/"config.yaml").exists()
+    train(configuration("demo", PLAIN | plan | options), name, resume=resume)
+    keep_record(runs_dir()/name, PAGE/name)
+
+def main(what="list", *names):
+    if what == "text": return write_corpus()
+    todo = {n: a for n, a in arms().items() if not names or n in names}
+    def done(name): return (PAGE/name/"summary.json").exists()
+    def line(arm): return f"{arm[0]} epochs, {arm[1]}"
+    if what == "train" and not folder().exists(): write_corpus()
+    if serve(what, todo, done, line, train_arm): return 0
+    print(__doc__)
+    return 2
+
+if __name__ == "__main__":
+    try: sys.exit(main(*sys.argv[1:]))
+    except UserError as e: sys.exit(f"crossover.py: {e}")
