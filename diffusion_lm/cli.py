@@ -416,7 +416,7 @@ class EvalCommand(RunCommand):
     "Score the run's own test text, or a file."
     file: str = ""      # a UTF-8 text file to score instead of the run's test split
     draws: int = 4      # masks drawn for each window; with more, the Monte-Carlo error is smaller
-    likelihood: str = "nelbo" # nelbo; bracket: from both sides; order: exact, in the order of a rule
+    likelihood: str = "nelbo" # nelbo; ar: exact, read from left to right (objective dual); bracket; order
     order: str = "margin" # with --likelihood order: left-to-right, confidence, margin or entropy
     k: int = 1            # with --likelihood order: tokens that are revealed together
     orders: int = 16      # with --likelihood bracket: orders drawn for each window
@@ -445,7 +445,7 @@ class EvalCommand(RunCommand):
         check_that(self.draws >= 1, f"--draws must be at least 1, got {self.draws}")
         check_that(self.max_tokens >= 1 or "max_tokens" not in self.given,
                    f"--max-tokens must be at least 1, got {self.max_tokens}")
-        one_of("likelihood", self.likelihood, ("nelbo", "bracket", "order"))
+        one_of("likelihood", self.likelihood, ("nelbo", "ar", "bracket", "order"))
         one_of("order", self.order, ORDERS)
         check_that(self.k >= 1, f"--k must be at least 1, got {self.k}")
         check_that(self.orders >= 3, f"--orders must be at least 3, got {self.orders}")
@@ -454,7 +454,7 @@ class EvalCommand(RunCommand):
 
     def __call__(self):
         if self.style: return self.judge()
-        return self.score() if self.likelihood == "nelbo" else self.other_likelihood()
+        return self.score() if self.likelihood in ("nelbo", "ar") else self.other_likelihood()
 
 # %% ../nbs/99_cli.ipynb #0075
 @patch
@@ -465,6 +465,7 @@ def score(self:EvalCommand):
     from diffusion_lm.training.report import test_figures
     text = read_text(self.file) if self.file else None
     lm, start = self.load(), time.perf_counter()
+    if self.likelihood == "ar": lm = lm.left_to_right()
     refuse(self.given, Rule("draws", not lm.model.is_exact, "goes with a bound; the score of this run is exact"))
     lm.dtype = pick_dtype(lm.device)
     if text is not None: figures = lm.score(text, self.draws)

@@ -28,6 +28,7 @@ from .models.transformer import ModelConfig, n_params
 from .sampling.player import denoising_page, denoising_player, trace
 from .sampling.sampler import PLAIN, Frame, SampleOptions, denoise, sample
 from .text.tokenizer import Tokenizer
+from .theory.objective import LeftToRight
 from .theory.schedule import information_grid
 from .weights import load_weights, save_weights
 
@@ -64,7 +65,7 @@ class DiffusionLM(
 
 # %% ../nbs/60_lm.ipynb #4002
 _SECTIONS = ( # of a config.yaml
-    "data", "tokenizer", "model", "objective", "noise", "trainer", "samples", "monitor", "curriculum", "seed", "init")
+    "data", "tokenizer", "model", "objective", "noise", "ar", "trainer", "samples", "monitor", "curriculum", "seed", "init")
 
 def _model_section(path):
     "The `ModelConfig` and the objective of a run's configuration"
@@ -99,6 +100,12 @@ def from_run(
         raise UserError(f"the weights of {path.name} do not fit its config.yaml or tokenizer.json") from None
     dtype = pick_dtype(device) if device.type == "cuda" else torch.float32 # for a few rows a CPU is as fast in float32
     return cls(model.to(device), tok, path.name, dtype, path)
+
+# %% ../nbs/60_lm.ipynb #7002
+@patch
+def left_to_right(self:DiffusionLM) -> DiffusionLM:
+    "The same weights, which score and write from left to right: well, if objective dual has trained them"
+    return DiffusionLM(LeftToRight(self.model), self.tokenizer, self.name, self.dtype, self.folder)
 
 # %% ../nbs/60_lm.ipynb #000b
 FAR = 1 << 16 # the longest text that a block-diffusion model is asked for
