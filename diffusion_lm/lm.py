@@ -65,7 +65,8 @@ class DiffusionLM(
 
 # %% ../nbs/60_lm.ipynb #4002
 _SECTIONS = ( # of a config.yaml
-    "data", "tokenizer", "model", "objective", "noise", "ar", "trainer", "samples", "monitor", "curriculum", "seed", "init")
+    "data", "tokenizer", "model", "objective", "noise", "ar", "trainer", "samples", "monitor", "curriculum", "seed",
+    "init")
 
 def _model_section(path):
     "The `ModelConfig` and the objective of a run's configuration"

@@ -3,9 +3,9 @@ import json
 
 import pytest
 import torch
-from conftest import same_run
 from torch.testing import assert_close
 
+from conftest import same_run
 from diffusion_lm.core import rng, seed_everything
 from diffusion_lm.evaluation.metrics import score_windows
 from diffusion_lm.files import read_jsonl

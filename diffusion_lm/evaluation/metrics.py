@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks', 'ScoredPass',
-           'score_pass', 'by_level', 'masks', 'score_windows', 'UnitSums', 'evaluate', 'evaluate_order',
-           'evaluate_bracket', 'yardsticks']
+           'score_pass', 'by_level', 'masks', 'score_windows', 'ratio_controls', 'less_noise', 'UnitSums', 'evaluate',
+           'evaluate_order', 'evaluate_bracket', 'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
 import gzip
@@ -234,6 +234,42 @@ def score_windows(
     model.train(training)
     return nats, bands
 
+# %% ../../nbs/evaluation/50_metrics.ipynb #8002
+def ratio_controls(
+    real: np.ndarray, # which positions are no padding (n,l)
+    blocks: int,      # in a window
+    draws: int,
+    seed: int = 0,
+) -> np.ndarray:
+    "Powers 1 to 3 of the mask ratio, less their means, in each pass of `score_windows` (n,draws,3)"
+    n = real.reshape(len(real), blocks, -1).sum(-1)[:, None].astype(float) # tokens of each block
+    start = _starts([rng(seed, "score", j) for j in range(len(real))], blocks)
+    t = np.float32(1 - (start[:, None] + np.arange(draws)[:, None]/draws) % 1)
+    k = np.ceil(t*n.astype(np.float32)).clip(1)
+    r, n1 = k/n.clip(1), n.clip(1)
+    means = (n1 + 1)/(2*n1), (n1 + 1)*(2*n1 + 1)/(6*n1**2), ((n1 + 1)/(2*n1))**2
+    return np.stack([(n*(r**j - mean)).sum(-1) for j, mean in enumerate(means, 1)], -1)
+
+# %% ../../nbs/evaluation/50_metrics.ipynb #8004
+def _slopes(y, c): # (n,draws) and (n,draws,3)
+    "How the passes over a window vary with the controls, over all windows (3,)"
+    y, c = y - y.mean(1, keepdims=True), c - c.mean(1, keepdims=True)
+    return np.linalg.lstsq(c.reshape(-1, c.shape[-1]), y.ravel(), rcond=None)[0]
+
+def less_noise(
+    nats: np.ndarray,     # of every token, in each pass (n,l,draws)
+    controls: np.ndarray, # (n,draws,3)
+    real: np.ndarray,     # which positions are no padding (n,l)
+) -> np.ndarray:
+    "The same in the mean (n,l,draws), without what the controls explain; few windows or a single pass stay as they are"
+    if nats.shape[-1] == 1 or len(nats) < 16: return nats
+    y, explained = nats.sum(1), np.zeros(controls.shape[:2])
+    for half in (0, 1):
+        slopes = _slopes(y[1 - half::2], controls[1 - half::2])
+        explained[half::2] = controls[half::2] @ slopes
+    by_token = real/real.sum(1, keepdims=True).clip(1)
+    return nats - by_token[..., None]*explained[:, None]
+
 # %% ../../nbs/evaluation/50_metrics.ipynb #0011
 def _windows_of(model, tokens, offsets, length, max_tokens):
     "Windows of a text and the document of each token; with `max_tokens`, some of them, evenly spread"
@@ -310,6 +346,9 @@ def evaluate(
     "Nats/token, perplexity and bits/byte as `Estimate`s, with their Monte-Carlo error and accuracies"
     x, doc = _windows_of(model, tokens, offsets, length or model.config.length, max_tokens)
     nats, bands = score_windows(model, x, draws, batch, seed, dtype, progress)
+    if not model.is_exact:
+        real, blocks = (x != model.pad).numpy(), x.shape[1]//(model.block or x.shape[1])
+        nats = less_noise(nats, ratio_controls(real, blocks, nats.shape[-1], seed), real)
     sums = _by_unit(nats.mean(-1), doc, tok.n_bytes[x.numpy()])
     out = _headline(sums, "exact" if model.is_exact else "bound")
     if model.causal: return out
