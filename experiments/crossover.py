@@ -56,13 +56,13 @@ KINDS = {  # name → epochs, options
     "ar-wd.4-drop.1": (60, AR | regular(.4, .1)),
     "ar-wd1.6-drop.1": (60, AR | regular(1.6, .1)),
     "ar-wd1.6-drop.3": (60, AR | regular(1.6, .3)),
-    "ar-trio": (80, AR | TRIO),
-    "ar-trio-wd.4-drop.1": (80, AR | TRIO | regular(.4, .1)),
+    "ar-trio": (60, AR | TRIO),
+    "ar-trio-wd.4-drop.1": (60, AR | TRIO | regular(.4, .1)),
     "diffusion": (160, {}),
     "diffusion-window": (60, WINDOW),
     "diffusion-wd.4-drop.1": (160, regular(.4, .1)),
-    "dual": (100, DUAL),
-    "dual-wd.4-drop.1": (100, DUAL | regular(.4, .1))}
+    "dual": (80, DUAL),
+    "dual-wd.4-drop.1": (80, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named
     "ar": (0, 1, 2), "ar-trio": (0, 1, 2), "diffusion": (0, 1, 2), "dual": (0, 1, 2)}
 

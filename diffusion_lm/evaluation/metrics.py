@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks', 'ScoredPass',
-           'score_pass', 'by_level', 'masks', 'score_windows', 'ratio_controls', 'less_noise', 'UnitSums', 'evaluate',
+           'score_pass', 'by_level', 'masks', 'score_windows', 'pass_controls', 'less_noise', 'UnitSums', 'evaluate',
            'evaluate_order', 'evaluate_bracket', 'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
@@ -235,30 +235,40 @@ def score_windows(
     return nats, bands
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #8002
-def ratio_controls(
-    real: np.ndarray, # which positions are no padding (n,l)
+def _rarity(x, real):
+    "Nats (n,l) of each token under its frequency in these windows; 0 for padding"
+    count = torch.bincount(x[real], minlength=int(x.max()) + 1)
+    return torch.where(real, -(count[x].clamp(min=1)/real.sum()).double().log(), 0.)
+
+def pass_controls(
+    x: torch.Tensor,  # windows (n,l)
+    pad: int,         # id of [PAD]
     blocks: int,      # in a window
     draws: int,
     seed: int = 0,
 ) -> np.ndarray:
-    "Powers 1 to 3 of the mask ratio, less their means, in each pass of `score_windows` (n,draws,3)"
-    n = real.reshape(len(real), blocks, -1).sum(-1)[:, None].astype(float) # tokens of each block
-    start = _starts([rng(seed, "score", j) for j in range(len(real))], blocks)
-    t = np.float32(1 - (start[:, None] + np.arange(draws)[:, None]/draws) % 1)
-    k = np.ceil(t*n.astype(np.float32)).clip(1)
-    r, n1 = k/n.clip(1), n.clip(1)
-    means = (n1 + 1)/(2*n1), (n1 + 1)*(2*n1 + 1)/(6*n1**2), ((n1 + 1)/(2*n1))**2
-    return np.stack([(n*(r**j - mean)).sum(-1) for j, mean in enumerate(means, 1)], -1)
+    "What the masks of `score_windows` alone say of each pass over each window (n,draws,4): 0 in the mean"
+    real, out = x != pad, []
+    rare = _rarity(x, real)
+    def by_block(z): return z.unflatten(1, (blocks, -1)).sum(-1)
+    for t, u in masks([rng(seed, "score", j) for j in range(len(x))], blocks, x.shape[1], draws):
+        masked, k, n = (v.double() for v in mask_exact(t, u, real))
+        n1 = n.clamp(min=1)
+        means = (n1 + 1)/(2*n1), (n1 + 1)*(2*n1 + 1)/(6*n1**2), ((n1 + 1)/(2*n1))**2 # of powers 1, 2 and 3 of k/n
+        parts = [n*((k/n1)**j - mean) for j, mean in enumerate(means, 1)]
+        parts.append(by_block(rare*masked)*n/k.clamp(min=1) - by_block(rare))
+        out.append(torch.stack([p.sum(1) for p in parts], -1))
+    return torch.stack(out, 1).numpy()
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #8004
-def _slopes(y, c): # (n,draws) and (n,draws,3)
-    "How the passes over a window vary with the controls, over all windows (3,)"
+def _slopes(y, c): # (n,draws) and (n,draws,4)
+    "How the passes over a window vary with the controls, over all windows (4,)"
     y, c = y - y.mean(1, keepdims=True), c - c.mean(1, keepdims=True)
     return np.linalg.lstsq(c.reshape(-1, c.shape[-1]), y.ravel(), rcond=None)[0]
 
 def less_noise(
     nats: np.ndarray,     # of every token, in each pass (n,l,draws)
-    controls: np.ndarray, # (n,draws,3)
+    controls: np.ndarray, # of pass_controls (n,draws,4)
     real: np.ndarray,     # which positions are no padding (n,l)
 ) -> np.ndarray:
     "The same in the mean (n,l,draws), without what the controls explain; few windows or a single pass stay as they are"
@@ -347,8 +357,9 @@ def evaluate(
     x, doc = _windows_of(model, tokens, offsets, length or model.config.length, max_tokens)
     nats, bands = score_windows(model, x, draws, batch, seed, dtype, progress)
     if not model.is_exact:
-        real, blocks = (x != model.pad).numpy(), x.shape[1]//(model.block or x.shape[1])
-        nats = less_noise(nats, ratio_controls(real, blocks, nats.shape[-1], seed), real)
+        blocks = x.shape[1]//(model.block or x.shape[1])
+        controls = pass_controls(x, model.pad, blocks, nats.shape[-1], seed)
+        nats = less_noise(nats, controls, (x != model.pad).numpy())
     sums = _by_unit(nats.mean(-1), doc, tok.n_bytes[x.numpy()])
     out = _headline(sums, "exact" if model.is_exact else "bound")
     if model.causal: return out
