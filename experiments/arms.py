@@ -28,9 +28,10 @@ def configuration(recipe, options):
 def keep_record(run, to):
     "Copy what a page may cite of a run: its settings, its log and its summary, without the folder of its text"
     to.mkdir(parents=True, exist_ok=True)
-    for name in ("log.jsonl", "summary.json"): shutil.copy(run/name, to/name)
-    path, settings = load_config(run/"config.yaml").data.path, (run/"config.yaml").read_text()
-    write_text(to/"config.yaml", settings.replace(path, Path(path).name))
+    shutil.copy(run/"log.jsonl", to/"log.jsonl")
+    path = load_config(run/"config.yaml").data.path
+    for name in ("config.yaml", "summary.json"):
+        write_text(to/name, (run/name).read_text(encoding="utf-8").replace(path, Path(path).name))
 
 def one_core():
     torch.set_num_threads(1)
