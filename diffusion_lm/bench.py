@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'SAYS', 'TARGETS', 'STATED_FOR', 'SAVINGS', 'train_flops', 'XTransformer', 'XObjective', 'AllLogits',
-           'PlainTransformer', 'DiT', 'FixedBatch', 'Contestant', 'Entry', 'LineUp', 'contestants', 'resident',
-           'afresh', 'turns', 'spread', 'span', 'met', 'TrainBench', 'bench_train', 'bench_table', 'verdicts', 'timed',
-           'Stopwatch', 'overhead', 'overhead_table', 'bench_memory', 'memory_table']
+           'PlainTransformer', 'DiT', 'Contestant', 'Entry', 'LineUp', 'contestants', 'resident', 'afresh', 'turns',
+           'spread', 'span', 'met', 'TrainBench', 'bench_train', 'bench_table', 'verdicts', 'timed', 'Stopwatch',
+           'overhead', 'overhead_table', 'bench_memory', 'memory_table']
 
 # %% ../nbs/95_bench.ipynb #0003
 import contextlib
@@ -41,10 +41,9 @@ from diffusion_lm.core import (
 )
 from .models.layers import TimeEmbedding, rope, rope_table
 from .models.transformer import BaselineDreamModel, ModelConfig, n_params
-from .text.store import Batch
 from .theory.denoiser import NOTHING, Denoiser
 from .theory.objective import Objective
-from .training.budget import HalveMicroBatch
+from .training.budget import FixedBatch, HalveMicroBatch
 from .training.learner import Callback, Learner, TrainConfig, make_optimizers
 
 # %% ../nbs/95_bench.ipynb #000a
@@ -186,23 +185,6 @@ class DiT(_Peer):
         rot = rope_table(torch.arange(x.shape[1], device=device), self.config.width//self.config.heads)
         for layer in self.layers: h = layer(h, rot, cond)
         return self.norm(h), NOTHING
-
-# %% ../nbs/95_bench.ipynb #0015
-class FixedBatch:
-    "A loader whose every batch is the same random tokens; `masked` of them are to be guessed"
-    def __init__(
-        self,
-        config: ModelConfig, # resolved
-        vocab: int,          # size of the vocabulary
-        size: int,           # sequences
-    ):
-        g, self.batch_size, self.length = torch.Generator().manual_seed(0), size, config.length
-        x = torch.randint(5, vocab, (size, config.length), generator=g)
-        t = (torch.arange(size)[:, None] + .5)/size
-        self.b = Batch(x, t, torch.rand(x.shape, generator=g))
-        self.masked = int((t*config.length).ceil().sum())
-
-    def batch(self, step, rank=0, world=1): return self.b
 
 # %% ../nbs/95_bench.ipynb #5007
 class Contestant:
