@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'COMMANDS', 'HELP', 'PrepareCommand', 'TrainCommand', 'DemoCommand', 'parse_train', 'WritingCommand',
-           'SampleCommand', 'ChatCommand', 'EvalCommand', 'Bench', 'BenchCommand', 'ExportCommand', 'RunsCommand',
-           'DoctorCommand', 'main']
+           'SampleCommand', 'ChatCommand', 'EvalCommand', 'Bench', 'BenchCommand', 'ExportCommand', 'PlanCommand',
+           'RunsCommand', 'DoctorCommand', 'main']
 
 # %% ../nbs/99_cli.ipynb #0004
 import os
@@ -768,6 +768,41 @@ def _export_parts(about, where):
     use = f'{where}: python {where}/runtime.py {where} --prompt "My fellow citizens"'
     return export_table(about), agreement, use
 
+# %% ../nbs/99_cli.ipynb #pl02
+@dataclass(kw_only=True)
+class PlanCommand(Command):
+    "Say what to train on a text in some minutes, how sure that is, and what it rests on."
+    tokens: float = 0.    # tokens of the training text, such as 3e6
+    text: str = ""        # or the text: a file or a folder, whose training tokens are counted
+    minutes: float = 60.  # to train
+    speed: float = 0.     # tokens per second of training (default: measured here)
+    records: str = ""     # a file of records to plan by (default: the library's own)
+    device: str = "auto"  # auto, cpu, cuda or mps
+
+    def rules(self):
+        return [Rule("device", "speed" not in self.given, "says where speed is measured: leave out --speed")]
+
+    def check(self):
+        super().check()
+        one = ("tokens" in self.given) != ("text" in self.given)
+        check_that(one, "plan needs --tokens or --text, the size of a text or the text itself")
+        for name in sorted(self.given & {"tokens", "minutes", "speed"}):
+            value = getattr(self, name)
+            check_that(0 < value < float("inf"), f"{name} must be above 0 and finite, got {value:g}")
+
+    def __call__(self):
+        from diffusion_lm.lab.scaling import load_records, plan, plan_lines
+        records = load_records(self.records or None)
+        if not self.speed: note("measuring a few training steps …")
+        r = plan(records, self.tokens or _count_tokens(self.text), self.minutes, self.speed or None, self.device)
+        self.answer(r, *plan_lines(r))
+
+def _count_tokens(path):
+    "The training tokens of a text, by the tokenizer that a recipe would train on it"
+    from diffusion_lm.text.corpus import DataConfig
+    from diffusion_lm.text.store import TokenizerConfig, prepare
+    return len(prepare(DataConfig(path), TokenizerConfig())[2].split("train"))
+
 # %% ../nbs/99_cli.ipynb #0012
 @dataclass(kw_only=True)
 class RunsCommand(Command):
@@ -838,7 +873,7 @@ class DoctorCommand(Command):
 COMMANDS = {
     "doctor": DoctorCommand, "demo": DemoCommand, "prepare": PrepareCommand, "train": TrainCommand,
     "sample": SampleCommand, "chat": ChatCommand, "eval": EvalCommand, "bench": BenchCommand,
-    "export": ExportCommand, "runs": RunsCommand,
+    "export": ExportCommand, "plan": PlanCommand, "runs": RunsCommand,
 }
 
 HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
@@ -853,6 +888,7 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
   bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
   export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
+  plan         what to train in some minutes, and how sure that is: --tokens 3e6 --minutes 60
   runs         list what has been trained
 
 recipes: """

@@ -118,7 +118,8 @@ def load_records(
     "Records of a file; raises `UserError` for one that is missing, damaged or empty"
     if path is None:
         path = resources.files("diffusion_lm").joinpath("assets/crossover.json")
-        if not path.is_file(): raise UserError("this installation has no records to plan by: give a file of them")
+        if not path.is_file():
+            raise UserError("this installation has no records to plan by: give a file of them (--records)")
     d = read_json(path)
     if not isinstance(d, dict) or not d.get("points"): raise UserError(f"{path} has no points")
     check_keys(Records, d, path)
@@ -370,10 +371,11 @@ def _rests_on(records, points):
 # %% ../../nbs/lab/82_scaling.ipynb #s8055
 def _decide(offers, spread, outside):
     "Which arm to train, in what share of the draws it is better, and why none is recommended"
+    if outside: return None, None, outside
     able = [o for o in offers if o.pays]
     why = [f"{o.affords:.1f} epochs fit into the time: '{o.curve.arm}' was trained for {o.curve.epochs[0]:g} at least"
            for o in offers if not o.pays]
-    if outside or not able: return None, None, outside + why
+    if not able: return None, None, why
     ranked, share = better_in(able, spread)
     if share is None: return None, None, [*why, "only one objective can be compared"]
     names = " and ".join(f"'{o.curve.arm}'" for o in ranked[:2])
@@ -397,7 +399,9 @@ def plan(
     vocab = records.rests_on.get("vocabulary", preset["vocabulary"])
     speeds = measure_speed(name, vocab, device) if speed is None else dict.fromkeys(OBJECTIVES, speed)
     offers = [_offer(c, arms.values(), tokens, 60*minutes, speeds) for c in arms.values()]
-    chosen, share, why = _decide(offers, spread, _outside(points[0], tokens, preset))
+    outside = _outside(points[0], tokens, preset)
+    if outside: offers = [o._replace(pays=0.) for o in offers] # what was measured says nothing of them
+    chosen, share, why = _decide(offers, spread, outside)
     affords = {k: 60*minutes*v/tokens for k, v in speeds.items()}
     return {"tokens": tokens, "minutes": minutes, "preset": name, "parameters": preset["trunk"],
             "tokens_per_second": speeds, "epochs": affords, "arms": [_row(o, spread, minutes) for o in offers],
