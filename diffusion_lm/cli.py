@@ -413,9 +413,15 @@ def talk(self:ChatCommand, lm):
 # %% ../nbs/99_cli.ipynb #0010b
 @dataclass(kw_only=True)
 class EvalCommand(RunCommand):
-    "Score the run's own test text, or a file."
-    file: str = ""      # a UTF-8 text file to score instead of the run's test split
-    draws: int = 4      # masks drawn for each window; with more, the Monte-Carlo error is smaller
+    "Score the run's own test text, a file, or the answers to questions."
+    # a UTF-8 text file to score instead of the run's test split;
+    # with --task: a file with its questions, the folder of a dataset, or a name on the hub (default: the usual one)
+    file: str = ""
+    # masks drawn for each window, or for each answer of a task (128 if not given);
+    # with more, the Monte-Carlo error is smaller
+    draws: int = 4
+    task: str = ""      # answer the questions of hellaswag, mmlu, lambada, arc-easy or piqa
+    max_items: int = 0  # with --task: at most so many questions, evenly spread
     likelihood: str = "nelbo" # nelbo; ar: exact, read from left to right (objective dual); bracket; order
     order: str = "margin" # with --likelihood order: left-to-right, confidence, margin or entropy
     k: int = 1            # with --likelihood order: tokens that are revealed together
@@ -433,28 +439,36 @@ class EvalCommand(RunCommand):
             Rule("order k", self.likelihood == "order", "goes with --likelihood order"),
             Rule("orders", self.likelihood == "bracket", "goes with --likelihood bracket"),
             Rule("draws", self.likelihood == "nelbo", "goes with --likelihood nelbo"),
-            Rule("file max_tokens draws likelihood", not self.style,
+            Rule("file max_tokens draws likelihood task", not self.style,
                  "does not go with --style, which judges texts of its own"),
+            Rule("max_items", self.task, "goes with --task"),
+            Rule("likelihood max_tokens", not self.task, "does not go with --task"),
             Rule("max_tokens", not self.file, "goes with the run's own test text; a file is scored whole"),
         ]
 
-    def check(self):
-        from diffusion_lm.core import one_of
-        from diffusion_lm.theory.likelihood import ORDERS
-        super().check()
-        check_that(self.draws >= 1, f"--draws must be at least 1, got {self.draws}")
-        check_that(self.max_tokens >= 1 or "max_tokens" not in self.given,
-                   f"--max-tokens must be at least 1, got {self.max_tokens}")
-        one_of("likelihood", self.likelihood, ("nelbo", "ar", "bracket", "order"))
-        one_of("order", self.order, ORDERS)
-        check_that(self.k >= 1, f"--k must be at least 1, got {self.k}")
-        check_that(self.orders >= 3, f"--orders must be at least 3, got {self.orders}")
-        check_that(self.samples >= 2, f"--samples must be at least 2, got {self.samples}")
-        _check_seed(self.seed)
-
     def __call__(self):
         if self.style: return self.judge()
+        if self.task: return self.take_test()
         return self.score() if self.likelihood in ("nelbo", "ar") else self.other_likelihood()
+
+# %% ../nbs/99_cli.ipynb #9001
+@patch
+def check(self:EvalCommand):
+    from diffusion_lm.core import one_of
+    from diffusion_lm.evaluation.tasks import TASKS
+    from diffusion_lm.theory.likelihood import ORDERS
+    RunCommand.check(self)
+    if "task" in self.given: one_of("task", self.task, TASKS)
+    _check_counts(self, "max_items")
+    check_that(self.draws >= 1, f"--draws must be at least 1, got {self.draws}")
+    check_that(self.max_tokens >= 1 or "max_tokens" not in self.given,
+               f"--max-tokens must be at least 1, got {self.max_tokens}")
+    one_of("likelihood", self.likelihood, ("nelbo", "ar", "bracket", "order"))
+    one_of("order", self.order, ORDERS)
+    check_that(self.k >= 1, f"--k must be at least 1, got {self.k}")
+    check_that(self.orders >= 3, f"--orders must be at least 3, got {self.orders}")
+    check_that(self.samples >= 2, f"--samples must be at least 2, got {self.samples}")
+    _check_seed(self.seed)
 
 # %% ../nbs/99_cli.ipynb #0075
 @patch
@@ -501,6 +515,49 @@ def other_likelihood(self:EvalCommand):
     lm.dtype = common["dtype"]
     result = _score_report(lm, figures, time.perf_counter() - start)
     self.answer(result, _score_lines(result) if self.likelihood == "order" else _bracket_lines(result))
+
+# %% ../nbs/99_cli.ipynb #6c78
+_RULES = {"acc": "by their nats", "acc_norm": "by nats a byte", "acc_token": "by nats a token"}
+
+def _task_table(r):
+    "Accuracies for people, as a Markdown table"
+    from diffusion_lm.evaluation.metrics import interval
+    chance = "–" if r["chance"] is None else f"{r['chance']:.3f}"
+    lines = [f"| {r['task']} | accuracy | standard error | 95 % interval | chance |"]
+    for rule, what in _RULES.items():
+        if rule not in r: continue
+        e, error = r[rule], r["standard_error"][rule]
+        name = f"{rule}: {what}" if "acc_norm" in r else f"{rule}: written greedily"
+        spread = "–" if error is None else f"{error:.3f}", interval(e["low"], e["high"])
+        cells = name, f"{e['value']:.3f}", *spread, chance
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+def _task_lines(r):
+    "What else to know of a task"
+    from diffusion_lm.evaluation.metrics import Estimate
+    cut = f"{r['contexts_cut']} of {r['items']} contexts were too long: they lost their beginning"
+    passes = f", {r['draws']} draws" if "draws" in r else ""
+    return [f"the right answer costs {Estimate(**r['nats'])}", *([cut] if r["contexts_cut"] else []),
+            f"{r['items']} questions in {r['seconds']:.1f} s on {r['device']} in {r['dtype']}{passes}"]
+
+
+# %% ../nbs/99_cli.ipynb #6c7a
+@patch
+def take_test(self:EvalCommand):
+    "Answer the questions of a task"
+    from diffusion_lm.evaluation.tasks import evaluate_task, load_items
+    from diffusion_lm.training.callbacks import progress
+    items = load_items(self.task, self.file or None, self.max_items or None)
+    lm, start = self.load(), time.perf_counter()
+    refuse(self.given, Rule("draws", not lm.model.is_exact, "goes with a bound; the score of this run is exact"))
+    def bar(it): return progress(it, self.json, desc=f"answering {self.task}")
+    draws = self.draws if "draws" in self.given else 128
+    figures = evaluate_task(lm.model, lm.tokenizer, items, draws, dtype=lm.dtype, progress=bar)
+    result = {"name": lm.name, "task": self.task, "seconds": round(time.perf_counter() - start, 2),
+              "device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch."), **figures}
+    self.answer(result, _task_table(result), _task_lines(result))
+
 
 # %% ../nbs/99_cli.ipynb #0076
 @patch
@@ -885,7 +942,7 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
                --init RUN: begin with the weights of another run
   sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
   chat RUN     talk with a run; what was said is remembered as thoughts
-  eval RUN     score held-out text in bits per byte; --style: what it writes beside the book
+  eval RUN     score held-out text in bits per byte; --style: what it writes; --task: a benchmark
   bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
   export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
   plan         what to train in some minutes, and how sure that is: --tokens 3e6 --minutes 60

@@ -129,3 +129,55 @@ def test_masks_are_unbiased(start, n, size):
     error = weight.std(0)/len(draws)**.5
     assert (abs(weight.mean(0) - 1) <= 4.5*error + 1e-9).all()
     assert all(((m.weight > 0) == m.masked).all() for m in draws)
+
+
+def questions(folder, n=6):
+    "A file of PIQA with words of the run's text"
+    rows = [{"goal": f"the {a} sees", "sol1": f"a {a} of paper", "sol2": "the sea", "label": i % 2}
+            for i, a in enumerate(("river", "house", "king", "bird", "stone", "road")[:n])]
+    return write(folder/"questions.jsonl", *rows)
+
+def test_eval_task(dlm, trained, tmp_path):
+    file = questions(tmp_path)
+    status, out, err = dlm("eval", "tiny", "--task", "piqa", "--file", file, "--draws", 16, "--json")
+    assert status == 0, err
+    said = json.loads(out)
+    assert said["items"] == 6 and said["chance"] == .5 and said["draws"] == 16 and said["nats"]["kind"] == "bound"
+    assert said["acc"].keys() >= {"value", "low", "high", "n", "unit", "kind"} and said["acc"]["by"] == "item"
+    again = json.loads(dlm("eval", "tiny", "--task", "piqa", "--file", file, "--draws", 16, "--json")[1])
+    assert again["nats"] == said["nats"]
+    status, out, err = dlm("eval", "tiny", "--task", "piqa", "--file", file, "--max-items", 3)
+    assert status == 0 and "acc_norm: by nats a byte" in out and "3 questions" in out and "128 draws" in out, (out, err)
+    assert "answering piqa" in err and "answering" not in out
+
+def test_eval_task_of_an_autoregressive_run(dlm, trained, tmp_path, refused):
+    texts = "the river sees a light and the road opens", "the sea "*40
+    file = write(tmp_path/"words.jsonl", *[{"text": t} for t in texts])
+    status, out, err = dlm("eval", "tiny-ar", "--task", "lambada", "--file", file, "--json")
+    assert status == 0, err
+    said = json.loads(out)
+    assert said["nats"]["kind"] == "exact" and "draws" not in said
+    assert said["chance"] is None and said["contexts_cut"] == 1
+    out = dlm("eval", "tiny-ar", "--task", "lambada", "--file", file)[1]
+    assert "written greedily" in out and "1 of 2 contexts were too long" in out
+    assert "exact" in refused("eval", "tiny-ar", "--task", "lambada", "--file", file, "--draws", 9)
+
+@pytest.mark.parametrize("args, why", [
+    (["--task", "pika"], "unknown task 'pika'; did you mean 'piqa'"),
+    (["--task", ""], "unknown task ''"),
+    (["--max-items", 3], "goes with --task"),
+    (["--task", "piqa", "--max-items", 0], "max_items must be at least 1"),
+    (["--task", "piqa", "--max-tokens", 9], "--max-tokens does not go with --task"),
+    (["--task", "piqa", "--likelihood", "bracket"], "--likelihood does not go with --task"),
+    (["--task", "piqa", "--style"], "--task does not go with --style"),
+    (["--task", "piqa", "--file", "nowhere.jsonl"], "nowhere.jsonl is missing"),
+    (["--task", "piqa", "--draws", 0], "at least 1"),
+])
+def test_bad_task(refused, trained, args, why): assert why in refused("eval", "tiny", *args)
+
+def test_a_bad_line(refused, trained, tmp_path):
+    file = questions(tmp_path)
+    with open(file, "a") as f: f.write('{"goal": "x", "sol1": "y", "label": 0}\n')
+    assert "line 7: there is no 'sol2'" in refused("eval", "tiny", "--task", "piqa", "--file", file)
+    long = write(tmp_path/"long.jsonl", {"goal": "x", "sol1": "sea " * 60, "sol2": "y", "label": 0})
+    assert "item 1: an answer has" in refused("eval", "tiny", "--task", "piqa", "--file", long)
