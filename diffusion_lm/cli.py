@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'COMMANDS', 'HELP', 'PrepareCommand', 'TrainCommand', 'DemoCommand', 'parse_train', 'WritingCommand',
-           'SampleCommand', 'ChatCommand', 'EvalCommand', 'Bench', 'BenchCommand', 'ExportCommand', 'PlanCommand',
-           'RunsCommand', 'DoctorCommand', 'main']
+           'SampleCommand', 'ChatCommand', 'EvalCommand', 'Bench', 'BenchCommand', 'ExportCommand', 'CompareCommand',
+           'PlanCommand', 'RunsCommand', 'DoctorCommand', 'main']
 
 # %% ../nbs/99_cli.ipynb #0004
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -825,6 +826,67 @@ def _export_parts(about, where):
     use = f'{where}: python {where}/runtime.py {where} --prompt "My fellow citizens"'
     return export_table(about), agreement, use
 
+# %% ../nbs/99_cli.ipynb #8101
+@dataclass(kw_only=True)
+class CompareCommand(Command):
+    "Compare runs on text that none of them has read: scores, cost, speed, what they write."
+    runs: list[str]      # two or more: names of runs, their folders or their weights files
+    report: str = ""     # a Markdown file to write; its figures go beside it
+    file: str = ""
+    draws: int = 4
+    max_bytes: int = 500_000
+    texts: int = 8
+    length: int = 128
+    steps: int = 16
+    rounds: int = 3
+    judge: bool = False
+    seed: int = 0
+    out: str = ""        # folder of runs (default: checkpoints)
+    device: str = "auto" # auto, cpu, cuda or mps
+
+    args = () # as they were typed
+    spelling = {"runs": ["runs"]}
+
+    @classmethod
+    def helps(cls):
+        from diffusion_lm.lab.compare import CompareOptions
+        return field_comments(CompareOptions) | super().helps()
+
+    @classmethod
+    def parse(cls, args):
+        command = super().parse(args)
+        command.args = args
+        return command
+
+    def check(self):
+        from diffusion_lm.lab.compare import check_report
+        check_that(len(self.runs) > 1, f"a comparison needs two runs or more; add one to '{self.runs[0]}'")
+        _check_counts(self, "draws", "max_bytes", "texts", "length", "steps", "rounds")
+        _check_seed(self.seed)
+        if self.report: check_report(self.report)
+
+# %% ../nbs/99_cli.ipynb #8102
+@patch
+def __call__(self:CompareCommand):
+    from diffusion_lm.lab.compare import (
+        CompareOptions,
+        compare,
+        runs_table,
+        scored_on,
+        verdict,
+        write_report,
+        writing_table,
+    )
+    options = CompareOptions(**{f.name: getattr(self, f.name) for f in fields(CompareOptions)})
+    result = compare(self.runs, options, self.out or None, self.device, quiet=self.json, say=note)
+    files = []
+    if self.report: files = write_report(result, self.report, shlex.join(["dlm", "compare", *self.args]))
+    lines = {k: [f"- {line}" for line in v] for k, v in
+             {"pairs": map(verdict, result["pairs"]), "caveats": result["caveats"]}.items()}
+    written = [f"{short_path(f.resolve())} to read, its figures beside it" for f in files[:1]]
+    self.answer(result | {"report": [str(f) for f in files]}, scored_on(result), runs_table(result), lines["pairs"],
+                writing_table(result), lines["caveats"], written)
+
 # %% ../nbs/99_cli.ipynb #pl02
 @dataclass(kw_only=True)
 class PlanCommand(Command):
@@ -930,7 +992,7 @@ class DoctorCommand(Command):
 COMMANDS = {
     "doctor": DoctorCommand, "demo": DemoCommand, "prepare": PrepareCommand, "train": TrainCommand,
     "sample": SampleCommand, "chat": ChatCommand, "eval": EvalCommand, "bench": BenchCommand,
-    "export": ExportCommand, "plan": PlanCommand, "runs": RunsCommand,
+    "export": ExportCommand, "compare": CompareCommand, "plan": PlanCommand, "runs": RunsCommand,
 }
 
 HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
@@ -943,6 +1005,7 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
   chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte; --style: what it writes; --task: a benchmark
+  compare RUN RUN   two runs or more on the same held-out text: paired differences, cost, speed, texts
   bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
   export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
   plan         what to train in some minutes, and how sure that is: --tokens 3e6 --minutes 60

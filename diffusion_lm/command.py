@@ -153,7 +153,8 @@ def _given(parser, args):
 def _add_option(parser, field, names, help):
     "An option, a flag or a positional argument for a field"
     default = None if field.default is MISSING else field.default
-    if not names[0].startswith("-"):
+    if field.type == list[str]: parser.add_argument(field.name, nargs="+", help=help)
+    elif not names[0].startswith("-"):
         optional = {} if field.default is MISSING else dict(nargs="?", default=default)
         parser.add_argument(field.name, type=field.type, help=help, **optional)
     elif field.type is bool: parser.add_argument(*names, dest=field.name, action="store_true", help=help)
