@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'COMMANDS', 'HELP', 'PrepareCommand', 'TrainCommand', 'DemoCommand', 'parse_train', 'WritingCommand',
-           'SampleCommand', 'ChatCommand', 'EvalCommand', 'Bench', 'BenchCommand', 'ExportCommand', 'CompareCommand',
-           'PlanCommand', 'RunsCommand', 'DoctorCommand', 'main']
+           'SampleCommand', 'ChatCommand', 'EvalCommand', 'ProbeCommand', 'Bench', 'BenchCommand', 'ExportCommand',
+           'CompareCommand', 'PlanCommand', 'RunsCommand', 'DoctorCommand', 'main']
 
 # %% ../nbs/99_cli.ipynb #0004
 import os
@@ -614,6 +614,35 @@ def _bracket_lines(r):
     ends = line("above", "above the true value"), line("below", "below the true value")
     return [line("nelbo", "bound (NELBO)"), *ends, count + trust, _took(r)]
 
+# %% ../nbs/99_cli.ipynb #pr02
+@dataclass(kw_only=True)
+class ProbeCommand(Command):
+    "Look into a run: gradients, attention, calibration, order of writing, and what of it is alarming."
+    run: str             # a run's name, its folder or its weights file
+    tokens: int = 8192   # of the run's own held-out text to look at, one window at least
+    seed: int = 0        # of the masks and texts
+    out: str = ""        # the folder to make (default: NAME-probes)
+    runs: str = ""       # folder of runs (default: checkpoints)
+    device: str = "auto" # auto, cpu, cuda or mps
+
+    spelling = {"run": ["run"]}
+
+    def check(self):
+        check_that(self.tokens >= 1, f"--tokens must be at least 1, got {self.tokens}")
+        _check_seed(self.seed)
+        check_that(not Path(self.out or ".").is_file(), f"--out {self.out} is a file: name a folder")
+
+    def __call__(self):
+        from diffusion_lm.lab.probe_page import health, health_table, probe_run, write_page
+        from diffusion_lm.lm import DiffusionLM
+        lm = DiffusionLM.from_run(self.run, self.runs or None, self.device)
+        p = probe_run(lm, self.tokens, seed=self.seed, say=note)
+        folder = Path(self.out or f"{lm.name}-probes")
+        write_page(p, folder)
+        page = short_path(folder.resolve()/"index.html")
+        where = f"{p['verdict']}; {page} to read, probes.json beside it for programs"
+        self.answer(p, health_table(health(p)), where)
+
 # %% ../nbs/99_cli.ipynb #1013
 def _bench_drift(c):
     "dlm bench drift RUN"
@@ -991,8 +1020,8 @@ class DoctorCommand(Command):
 # %% ../nbs/99_cli.ipynb #0015
 COMMANDS = {
     "doctor": DoctorCommand, "demo": DemoCommand, "prepare": PrepareCommand, "train": TrainCommand,
-    "sample": SampleCommand, "chat": ChatCommand, "eval": EvalCommand, "bench": BenchCommand,
-    "export": ExportCommand, "compare": CompareCommand, "plan": PlanCommand, "runs": RunsCommand,
+    "sample": SampleCommand, "chat": ChatCommand, "eval": EvalCommand, "compare": CompareCommand,
+    "probe": ProbeCommand, "plan": PlanCommand, "bench": BenchCommand, "export": ExportCommand, "runs": RunsCommand,
 }
 
 HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
@@ -1006,6 +1035,7 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte; --style: what it writes; --task: a benchmark
   compare RUN RUN   two runs or more on the same held-out text: paired differences, cost, speed, texts
+  probe RUN    look inside: gradients, attention, calibration, and what of it is alarming; a page
   bench train  measure a training step: tokens/s, share of the peak, x-transformers beside it
   export RUN   a folder that writes text without PyTorch: ONNX graphs and a sampler in one file
   plan         what to train in some minutes, and how sure that is: --tokens 3e6 --minutes 60

@@ -341,7 +341,7 @@ def segments_to_read(store, pad, most=4):
 
 def told_from(inputs, label, docs):
     "What linear probes find out about each label from each input"
-    from diffusion_lm.lab.probes import linear_probe
+    from diffusion_lm.lab.thought_probes import linear_probe
     found, president = {}, label["president"]
     # a president who is in one document only cannot be told from others
     often = [p for p in set(president) if len(set(docs[president == p])) > 2]
@@ -363,7 +363,7 @@ def while_revealed(model, x, order, mask):
 
 def probe(run):
     "What the thoughts of a run know after eight passages, on documents that it was not trained on and on its own"
-    from diffusion_lm.lab.probes import evolution, thought_path
+    from diffusion_lm.lab.thought_probes import evolution, thought_path
     lm, cfg = DiffusionLM.from_run(run, device="cpu"), load_config(find_run(run)/"config.yaml")
     tok, store = lm.tokenizer, store_of(cfg.data, lm.tokenizer)
     x, docs = segments_to_read(store, tok.pad)
