@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'RULES', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks',
-           'ScoredPass', 'score_pass', 'by_level', 'masks', 'score_windows', 'pass_controls', 'less_noise', 'UnitSums',
-           'evaluate', 'evaluate_order', 'evaluate_bracket', 'evaluate_divergence', 'yardsticks']
+           'ScoredPass', 'score_pass', 'by_level', 'masks', 'score_windows', 'pass_controls', 'less_noise',
+           'score_steadily', 'UnitSums', 'evaluate', 'evaluate_order', 'evaluate_bracket', 'evaluate_divergence',
+           'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
 import gzip
@@ -281,6 +282,23 @@ def less_noise(
     by_token = real/real.sum(1, keepdims=True).clip(1)
     return nats - by_token[..., None]*explained[:, None]
 
+# %% ../../nbs/evaluation/50_metrics.ipynb #8008
+def score_steadily(
+    model: Denoiser,
+    x: torch.Tensor,      # windows (n,l), padded with [PAD]
+    draws: int = 4,       # these and the others as for score_windows
+    batch: int = 64,
+    seed: int = 0,
+    dtype=torch.float32,
+    progress: Callable = same,
+) -> tuple[np.ndarray, np.ndarray]:
+    "As `score_windows`, with less noise"
+    nats, bands = score_windows(model, x, draws, batch, seed, dtype, progress)
+    if model.is_exact: return nats, bands
+    blocks = x.shape[1]//(model.block or x.shape[1])
+    controls = pass_controls(x, model.pad, blocks, draws, seed)
+    return less_noise(nats, controls, (x != model.pad).numpy()), bands
+
 # %% ../../nbs/evaluation/50_metrics.ipynb #0011
 def _windows_of(model, tokens, offsets, length, max_tokens):
     "Windows of a text and the document of each token; with `max_tokens`, some of them, evenly spread"
@@ -356,11 +374,7 @@ def evaluate(
 ) -> dict:
     "Nats/token, perplexity and bits/byte as `Estimate`s, with their Monte-Carlo error and accuracies"
     x, doc = _windows_of(model, tokens, offsets, length or model.config.length, max_tokens)
-    nats, bands = score_windows(model, x, draws, batch, seed, dtype, progress)
-    if not model.is_exact:
-        blocks = x.shape[1]//(model.block or x.shape[1])
-        controls = pass_controls(x, model.pad, blocks, nats.shape[-1], seed)
-        nats = less_noise(nats, controls, (x != model.pad).numpy())
+    nats, bands = score_steadily(model, x, draws, batch, seed, dtype, progress)
     sums = _by_unit(nats.mean(-1), doc, tok.n_bytes[x.numpy()])
     out = _headline(sums, "exact" if model.is_exact else "bound")
     if model.causal: return out

@@ -31,7 +31,7 @@ from diffusion_lm.evaluation.metrics import (
     _windows_of,
     estimate_ratio,
     interval,
-    score_windows,
+    score_steadily,
 )
 from ..evaluation.quality import Judge, distinct, token_entropy
 from ..evaluation.style import Grams, _like, copied
@@ -166,7 +166,7 @@ def score_arm(
     "Score a run; raises `UserError` if its predictions are not numbers"
     def bar(it): return progress(it, quiet, desc=f"scoring {arm.label}")
     m, kind = arm.lm.model, "exact" if arm.lm.model.is_exact else "bound"
-    nats, _ = score_windows(m, w.x, draws, batch, dtype=pick_dtype(arm.lm.device), progress=bar)
+    nats, _ = score_steadily(m, w.x, draws, batch, dtype=pick_dtype(arm.lm.device), progress=bar)
     if not np.isfinite(nats).all():
         raise UserError(f"'{arm.label}' predicts NaN or infinity: its weights are spoilt; "
                         "leave it out, or train it anew")
