@@ -113,11 +113,12 @@ def points_of(name, kind, seed):
     objective = kind.partition("-")[0]
     readings = {"validation": LABELS[kind]}
     if objective == "dual": readings["left_to_right"] = LABELS[kind] + ", left to right"
-    for epochs, note in notes:
-        if round(epochs) not in NEAR: continue
+    for target in NEAR:
+        epochs, note = min(notes, key=lambda n: abs(n[0] - target))
+        if abs(epochs - target) > .2 + .01*target: continue  # not evaluated there, or ended before
         for reading, label in readings.items():
             exact = objective == "ar" or reading == "left_to_right"
-            yield Point(arm=label, objective=objective, unique_tokens=unique, epochs=round(epochs),
+            yield Point(arm=label, objective=objective, unique_tokens=unique, epochs=target,
                         parameters=total - VOCABULARY*PLAIN["model.width"], total_parameters=total,
                         flops=training_flops(total, epochs*unique), **note[reading],
                         kind="exact" if exact else "bound", seed=seed)
