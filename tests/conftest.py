@@ -79,6 +79,12 @@ def run_dlm(home, *args):
         status = main([str(a) for a in args])
     return status, out.getvalue(), err.getvalue()
 
+def train_runs(home, recipe, *runs):
+    "Train a run by a recipe for each list of options"
+    for options in runs:
+        status, _, err = run_dlm(home, "train", "--config", recipe, *options)
+        assert status == 0, err
+
 # what the console script runs
 DLM = [sys.executable, "-c", "import sys; from diffusion_lm.cli import main; sys.exit(main())"]
 
@@ -117,9 +123,7 @@ def recipe(book, tmp_path_factory):
 def tiny_home(recipe, tmp_path_factory):
     "A home with two finished runs, `tiny` (diffusion) and `tiny-ar`; only to be read or copied"
     home = tmp_path_factory.mktemp("trained")/"home"
-    for args in ([], ["--name", "tiny-ar", "--objective", "ar"]):
-        status, out, err = run_dlm(home, "train", "--config", recipe, *args)
-        assert status == 0, err
+    train_runs(home, recipe, [], ["--name", "tiny-ar", "--objective", "ar"])
     return home
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from conftest import RECIPE, run_dlm, story, tree
+from conftest import RECIPE, story, train_runs, tree
 from diffusion_lm.lab import compare as lab
 from diffusion_lm.lab.compare import CompareOptions, compare
 from diffusion_lm.weights import load_weights, save_weights
@@ -36,7 +36,7 @@ def altered(home, run, name, change):
     save_weights(weights, file)
     return name
 
-def write_recipe(path, text, **settings):
+def write_recipe(path, text):
     "A recipe for another text"
     book = path.with_suffix(".txt")
     book.write_text(text, encoding="utf-8")
@@ -45,8 +45,7 @@ def write_recipe(path, text, **settings):
 
 def trained_on(home, path, text, name, *args):
     "A run of another text; its name"
-    status, _, err = run_dlm(home, "train", "--config", write_recipe(path, text), "--name", name, *args)
-    assert status == 0, err
+    train_runs(home, write_recipe(path, text), ["--name", name, *args])
     return name
 
 @pytest.fixture(scope="module")
@@ -57,11 +56,10 @@ def more_home(tiny_home, recipe, tmp_path_factory):
     shutil.copytree(tiny_home, home)
     short = ["--trainer.steps", "4", "--samples.templates", "[]"]
     thought = "{dims: [2, 2], channels: 8, depth: 2}"
-    for name, args in (("blocks", ["--objective", "block", "--model.block", "8"]),
-                       ("minds", ["--objective", "block", "--model.block", "16", "--model.thought", thought]),
-                       ("words", ["--tokenizer.vocab_size", "340"])):
-        status, _, err = run_dlm(home, "train", "--config", recipe, "--name", name, *short, *args)
-        assert status == 0, err
+    train_runs(home, recipe,
+               ["--name", "blocks", *short, "--objective", "block", "--model.block", "8"],
+               ["--name", "minds", *short, "--objective", "block", "--model.block", "16", "--model.thought", thought],
+               ["--name", "words", *short, "--tokenizer.vocab_size", "340"])
     paragraphs = story(0).split("\n\n")
     random.Random(0).shuffle(paragraphs)
     trained_on(home, folder/"shuffled.yaml", "\n\n".join(paragraphs), "shuffled", *short)

@@ -1,11 +1,12 @@
 """Objective `dual` and the augmentations of autoregression: from the command line, and what they learn."""
 import json
+import shutil
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import same_run
+from conftest import same_run, train_runs
 from diffusion_lm.core import rng, seed_everything
 from diffusion_lm.evaluation.metrics import score_windows
 from diffusion_lm.files import read_jsonl
@@ -65,15 +66,12 @@ def test_augmented_rows_do_not_disturb_the_plain_reading():
 
 @pytest.fixture(scope="module")
 def dual_home(recipe, tmp_path_factory):
-    from conftest import run_dlm
     home = tmp_path_factory.mktemp("dual")/"home"
-    status, _, err = run_dlm(home, "train", "--config", recipe, "--name", "both", "--objective", "dual")
-    assert status == 0, err
+    train_runs(home, recipe, ["--name", "both", "--objective", "dual"])
     return home
 
 @pytest.fixture
 def with_dual(home, dual_home):
-    import shutil
     shutil.copytree(dual_home, home)
     return home
 

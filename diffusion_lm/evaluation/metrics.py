@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'RULES', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks',
-           'ScoredPass', 'score_pass', 'by_level', 'masks', 'score_windows', 'pass_controls', 'less_noise',
+           'ScoredPass', 'score_pass', 'by_level', 'masks', 'looking', 'score_windows', 'pass_controls', 'less_noise',
            'score_steadily', 'UnitSums', 'evaluate', 'evaluate_order', 'evaluate_bracket', 'evaluate_divergence',
            'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
+import contextlib
 import gzip
 import lzma
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -206,8 +207,18 @@ def _exact_pass(model, x):
     out[x != model.pad] = nll
     return out
 
+# %% ../../nbs/evaluation/50_metrics.ipynb #5202
+@contextlib.contextmanager
+def looking(model, x, dtype) -> Iterator[torch.Tensor]:
+    "Evaluation mode without gradients; yields `x` where the model is"
+    x, modes = x.to(next(model.parameters(), x).device), [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(x.device, dtype): yield x
+    finally:
+        for m, on in modes: m.training = on
+
 # %% ../../nbs/evaluation/50_metrics.ipynb #4003
-@torch.no_grad()
 def score_windows(
     model: Denoiser,
     x: torch.Tensor,      # windows (n,l), padded with [PAD]
@@ -218,22 +229,19 @@ def score_windows(
     progress: Callable = same, # wraps the range of batches
 ) -> tuple[np.ndarray, np.ndarray]:
     "Nats of every token (n,l,draws); for each band of the mask ratio the hits, the masked tokens and their nats (3,12)"
-    device, training = next(model.parameters(), x).device, model.training
     (n, l), blocks = x.shape, x.shape[1]//(model.block or x.shape[1])
     if model.is_exact: draws = 1
     nats, bands = np.zeros((n, l, draws)), np.zeros((3, BANDS))
-    model.eval() # no dropout
-    for i in progress(range(0, n, batch)):
-        xb = x[i:i + batch].to(device)
-        g = [rng(seed, "score", j) for j in range(i, i + len(xb))]
-        for d, (t, u) in enumerate(masks(g, blocks, l, draws)):
-            with autocast(device, dtype):
+    with looking(model, x, dtype) as x:
+        for i in progress(range(0, n, batch)):
+            xb = x[i:i + batch]
+            g = [rng(seed, "score", j) for j in range(i, i + len(xb))]
+            for d, (t, u) in enumerate(masks(g, blocks, l, draws)):
                 if model.causal: out = _exact_pass(model, xb)
                 else:
                     out, nll, hit, band = (v.cpu() for v in score_pass(model, xb, t, u))
                     bands += np.stack([np.bincount(band, w, minlength=BANDS) for w in (hit.float(), None, nll)])
-            nats[i:i + len(xb), :, d] = out.cpu()
-    model.train(training)
+                nats[i:i + len(xb), :, d] = out.cpu()
     return nats, bands
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #8002
@@ -382,15 +390,10 @@ def evaluate(
     return out | {"draws": nats.shape[-1], "monte_carlo_error": error, **_of_masks(bands)}
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #6c02
-@torch.no_grad()
 def _in_batches(model, f, x, batch, dtype, progress):
     "`f` of some windows at a time, on the device of the model, without dropout"
-    device, training = next(model.parameters(), x).device, model.training
-    model.eval()
-    with autocast(device, dtype):
-        out = [f(x[i:i + batch].to(device), i).cpu() for i in progress(range(0, len(x), batch))]
-    model.train(training)
-    return torch.cat(out).numpy()
+    with looking(model, x, dtype) as x:
+        return torch.cat([f(x[i:i + batch], i).cpu() for i in progress(range(0, len(x), batch))]).numpy()
 
 def evaluate_order(
     model: Denoiser,

@@ -25,7 +25,7 @@ from .metrics import estimate_ratio, same
 from ..text.reading import ARCHIVES, is_pipe, opened
 from ..text.tokenizer import Tokenizer
 from ..theory.denoiser import Denoiser
-from ..theory.likelihood import peak, ranked
+from ..theory.likelihood import hidden_states, peak, ranked
 from ..theory.objective import token_nll
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #0006
@@ -260,8 +260,7 @@ def _size(model):
 def _states(model, x, masked):
     "Hidden states (b,l,d) from which the masked tokens of `x` are predicted"
     if model.causal: return model.features(model.shifted(x))[0]
-    def count(z): return z.unflatten(1, (-1, _size(model) or x.shape[1])).sum(-1)
-    return model.hidden(x, masked, count(masked)/count(x != model.pad).clamp(min=1))
+    return hidden_states(model, x, masked)
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #0026
 class Answer(NamedTuple):

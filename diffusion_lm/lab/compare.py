@@ -33,7 +33,7 @@ from diffusion_lm.evaluation.metrics import (
     interval,
     score_steadily,
 )
-from ..evaluation.quality import Judge, distinct, token_entropy
+from ..evaluation.quality import Judge, distinct, judged_figures, ngrams, token_entropy
 from ..evaluation.style import Grams, _like, copied
 from ..files import atomic, follow, read_json, read_jsonl, write_text
 from ..lm import DiffusionLM
@@ -317,11 +317,9 @@ def lexicon_of(readings: Sequence[Reading]) -> Lexicon:
     lists = [words(t) for t in texts[::step]]
     return Lexicon({w for l in lists for w in l}, Grams(lists))
 
-def _ngrams(text, n): return [tuple(text[i:i + n]) for i in range(len(text) - n + 1)]
-
 def _repeats(text): # a list of words
     "How many runs of four words have stood in it before"
-    grams = _ngrams(text, 4)
+    grams = ngrams(text, 4)
     return len(grams) - len({*grams})
 
 # %% ../../nbs/lab/81_compare.ipynb #c023
@@ -345,11 +343,8 @@ def count_words(
 def _judged(texts, judge, quiet):
     "Perplexity and bits per byte under the judge"
     def bar(it): return progress(it, quiet, desc="judging")
-    nats, tokens, size = judge.nats([t or " " for t in texts], progress=bar)
-    def perplexity(r): return math.exp(min(r, 700.))
-    def bits(r): return r/math.log(2)
-    return {"gen_perplexity": asdict(estimate_ratio(nats, tokens, "perplexity", by="text", f=perplexity)),
-            "judged_bits_per_byte": asdict(estimate_ratio(nats, size, "bits/byte", by="text", f=bits))}
+    figures = judged_figures(*judge.nats([t or " " for t in texts], progress=bar))
+    return {k: asdict(e) for k, e in figures.items()}
 
 # %% ../../nbs/lab/81_compare.ipynb #c025
 def _speed(w: Written) -> dict:
