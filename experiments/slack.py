@@ -1,7 +1,9 @@
 """How much of a bound is slack: the records behind the results page of that name.
 
-    python experiments/slack.py RUN [BLOCK …]   a run that writes in blocks of so many tokens (2 4 8 16 32 128)
-                                                → records/slack/RUN.jsonl, a line for each size; those there are kept
+    python experiments/slack.py twin              train sotu-4m-ar: the text, the network and the tokens of sotu-4m,
+                                                  and the next token as the target → records/slack/sotu-4m-ar/
+    python experiments/slack.py RUN [BLOCK …]     a run that writes in blocks of so many tokens (2 4 8 16 32 128)
+                                                  → records/slack/RUN.jsonl, a line for each size; those there are kept
 
 Up to blocks of 8 the bound and the likelihood are exact, over all sets of masked tokens. Larger blocks are read in
 random orders, and the figure above the likelihood is what that many orders can show.
@@ -10,19 +12,31 @@ import sys
 
 import torch
 
-from arms import RECORDS
+from arms import RECORDS, configuration, keep_record, one_core
 from diffusion_lm.command import own_text
 from diffusion_lm.core import UserError
 from diffusion_lm.evaluation.metrics import _windows_of
-from diffusion_lm.files import append_jsonl, read_jsonl
+from diffusion_lm.files import append_jsonl, read_json, read_jsonl, runs_dir
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.theory.likelihood import InBlocks, any_order, bracket, exact_nelbo, exact_nll
 from diffusion_lm.training.callbacks import progress
+from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"slack"
 EXACT, LENGTH = 8, 128  # the largest block that is enumerated; tokens in a window
 WINDOWS = {2: 16, 4: 16, 8: 8}  # and otherwise 8
 ORDERS = 32
+
+TWIN = {"objective": "ar", "noise.progress": "none", "trainer.best": "true",
+        "trainer.dtype": "bfloat16", "trainer.compile": "true"}
+
+def train_twin(name="sotu-4m-ar"):
+    "As many steps as `sotu-4m` took, on one core"
+    one_core()
+    steps = read_json(RECORDS.parents[1]/"checkpoints/sotu-4m/summary.json")["steps"]
+    resume = (runs_dir()/name/"config.yaml").exists()
+    train(configuration("sotu-4m", TWIN | {"trainer.steps": steps}), name, resume=resume)
+    keep_record(runs_dir()/name, PAGE/name)
 
 def figures(model, x):
     "Nats of a window under the bound and nearer the truth, and the spread of log p over orders"
@@ -47,6 +61,7 @@ def main(run=None, *sizes):
     if run is None:
         print(__doc__)
         return 2
+    if run == "twin": return train_twin()
     torch.set_num_threads(1)
     records = PAGE/f"{run}.jsonl"
     done = {r["block"] for r in read_jsonl(records)} if records.exists() else set()

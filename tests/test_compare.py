@@ -168,6 +168,10 @@ def test_nan(trained, dlm, run):
     name = altered(trained, run, "spoilt", spoil)
     status, out, err = dlm("compare", run, name, *FAST, "--json")
     assert (status, out, err.count("\n")) == (2, "", 1) and "'spoilt' predicts NaN" in err
+    for way in ([], ["order"], ["bracket"]) if run == "tiny" else ([],):
+        likelihood = ["--likelihood", *way] if way else []
+        status, out, err = dlm("eval", name, *likelihood, "--max-tokens", "64", "--json")
+        assert (status, out) == (2, "") and "predicts NaN" in err.splitlines()[-1]
 
 def test_damaged_weights(trained, dlm):
     file = trained/"checkpoints"/"tiny"/"model.safetensors"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'BANDS', 'RULES', 'interval', 'Estimate', 'LeftOut', 'same', 'estimate_ratio', 'estimate', 'blocks',
-           'ScoredPass', 'score_pass', 'by_level', 'masks', 'looking', 'score_windows', 'pass_controls', 'less_noise',
-           'score_steadily', 'UnitSums', 'evaluate', 'evaluate_order', 'evaluate_bracket', 'evaluate_divergence',
-           'yardsticks']
+           'ScoredPass', 'score_pass', 'by_level', 'masks', 'evaluating', 'looking', 'score_windows', 'pass_controls',
+           'less_noise', 'score_steadily', 'UnitSums', 'evaluate', 'evaluate_order', 'evaluate_bracket',
+           'evaluate_divergence', 'yardsticks']
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0003
 import contextlib
@@ -209,14 +209,20 @@ def _exact_pass(model, x):
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #5202
 @contextlib.contextmanager
-def looking(model, x, dtype) -> Iterator[torch.Tensor]:
-    "Evaluation mode without gradients; yields `x` where the model is"
-    x, modes = x.to(next(model.parameters(), x).device), [(m, m.training) for m in model.modules()]
+def evaluating(model, dtype) -> Iterator[torch.device]:
+    "Evaluation mode without gradients; yields the device of the model"
+    device = next(model.parameters(), torch.empty(0)).device
+    modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), autocast(x.device, dtype): yield x
+        with torch.no_grad(), autocast(device, dtype): yield device
     finally:
         for m, on in modes: m.training = on
+
+@contextlib.contextmanager
+def looking(model, x, dtype) -> Iterator[torch.Tensor]:
+    "The same; yields `x` on that device"
+    with evaluating(model, dtype) as device: yield x.to(device)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #4003
 def score_windows(

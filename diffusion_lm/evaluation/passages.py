@@ -13,8 +13,8 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from ..core import UserError, autocast, one_of, rng
-from .metrics import estimate_ratio, masks, same, score_pass
+from ..core import UserError, one_of, rng
+from .metrics import estimate_ratio, looking, masks, same, score_pass
 from ..theory.denoiser import Denoiser
 
 # %% ../../nbs/evaluation/51_passages.ipynb #0006
@@ -85,7 +85,6 @@ def _score_passage(model, xk, g, draws, read):
     return total/draws
 
 # %% ../../nbs/evaluation/51_passages.ipynb #4002
-@torch.no_grad()
 def score_passages(
     model: Denoiser,
     x: torch.Tensor,           # segments (n,l)
@@ -102,17 +101,15 @@ def score_passages(
     one_of("memory", memory, MEMORY)
     size = size or model.block or model.config.length
     if x.shape[1] % size: raise UserError(f"segments of {x.shape[1]} tokens cannot be cut into passages of {size}")
-    device, training, out = next(model.parameters(), x).device, model.training, []
-    x, prefix = x.to(device), None if prefix is None else prefix.to(device)
-    model.eval()
-    s = model.begin(len(x)) if model.thought else None
-    for k in progress(range(x.shape[1]//size)):
-        xk, g = x[:, k*size:(k + 1)*size], [rng(seed, "passage", i, k) for i in range(len(x))]
-        given = _remembered(model, s, memory, doc, seed, k) if model.thought else None
-        with autocast(device, dtype):
+    out = []
+    with looking(model, x, dtype) as x:
+        prefix = None if prefix is None else prefix.to(x.device)
+        s = model.begin(len(x)) if model.thought else None
+        for k in progress(range(x.shape[1]//size)):
+            xk, g = x[:, k*size:(k + 1)*size], [rng(seed, "passage", i, k) for i in range(len(x))]
+            given = _remembered(model, s, memory, doc, seed, k) if model.thought else None
             out.append(_score_passage(model, xk, g, draws, _reader(model, x, k, size, given, prefix)))
             if model.thought: s = model.remember(xk, s)
-    model.train(training)
     return torch.stack(out, 1).numpy()
 
 # %% ../../nbs/evaluation/51_passages.ipynb #000e

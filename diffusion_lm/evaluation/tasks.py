@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from scipy.special import comb
 
-from ..core import UserError, autocast, one_of, rng
-from .metrics import estimate_ratio, same
+from ..core import UserError, one_of, rng
+from .metrics import estimate_ratio, evaluating, same
 from ..text.reading import ARCHIVES, is_pipe, opened
 from ..text.tokenizer import Tokenizer
 from ..theory.denoiser import Denoiser
@@ -327,26 +327,22 @@ def _tensors(model, batch, device):
         at = rows.stop
     return (torch.from_numpy(z).to(device) for z in (x, masked, weight))
 
+_DIVERGED = "the model's logits are not finite numbers: its training has diverged"
+
 def _batch_nats(model, batch, device):
     "Weighted nats of each row of a batch"
     x, masked, weight = _tensors(model, batch, device)
     nll = token_nll(model, _states(model, x, masked)[masked], x[masked]).double()
-    if not torch.isfinite(nll).all():
-        raise UserError("the model's logits are not finite numbers: its training has diverged")
+    if not torch.isfinite(nll).all(): raise UserError(_DIVERGED)
     nats = torch.zeros_like(weight)
     nats[masked] = nll*weight[masked]
     return nats.sum(1)
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #002d
-def _device(model):
-    "The device of a model"
-    return next(model.parameters(), torch.empty(0)).device
-
 def _portion(device):
     "How many tokens at a time are fastest: few on a CPU, where they stay in its cache"
     return 2048 if device.type == "cpu" else 1 << 14
 
-@torch.no_grad()
 def answer_nats(
     model: Denoiser,
     answers: Sequence[Answer],
@@ -357,22 +353,22 @@ def answer_nats(
     progress: Callable = same, # wraps the list of answers
 ) -> np.ndarray:
     "Nats (answers,) of each answer given its context: exact, or a bound"
-    device, training, out = _device(model), model.training, np.zeros(len(answers))
+    out = np.zeros(len(answers))
     def masks_of(a):
         key = seed, a.context.tobytes() # the same for all answers to a question
         return answer_masks(len(a.context), len(a.ids), _size(model), draws, key)
-    model.eval() # no dropout
-    for batch in _batches(answers, masks_of, tokens or _portion(device), progress):
-        with autocast(device, dtype): nats = _batch_nats(model, batch, device).cpu().numpy()
-        of_rows = np.repeat([r.i for r in batch], [len(r.masks.masked) for r in batch])
-        out += np.bincount(of_rows, nats, minlength=len(answers))
-    model.train(training)
+    with evaluating(model, dtype) as device:
+        for batch in _batches(answers, masks_of, tokens or _portion(device), progress):
+            nats = _batch_nats(model, batch, device).cpu().numpy()
+            of_rows = np.repeat([r.i for r in batch], [len(r.masks.masked) for r in batch])
+            out += np.bincount(of_rows, nats, minlength=len(answers))
     return out
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #0037
 def _next(model, x, masked):
     "The surest masked place of each block (b,l), and whether all of these would be filled as in `x` (b,)"
     logp = model.head(_states(model, x, masked)[masked]).float().log_softmax(-1)
+    if logp.isnan().any(): raise UserError(_DIVERGED)
     sure = torch.full(x.shape, -torch.inf, device=x.device)
     sure[masked] = peak(logp)
     hit = torch.ones_like(masked)
@@ -390,7 +386,6 @@ def _writes(model, x, masked):
     return right
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #0042
-@torch.no_grad()
 def answers_written(
     model: Denoiser,
     answers: Sequence[Answer],
@@ -399,14 +394,12 @@ def answers_written(
     progress: Callable = same,
 ) -> np.ndarray:
     "Which answers the model would write greedily (answers,), bool"
-    device, training, out = _device(model), model.training, np.zeros(len(answers), bool)
+    out = np.zeros(len(answers), bool)
     def all_at_once(a): return AnswerMasks(np.ones((1, len(a.ids)), bool), np.ones((1, len(a.ids))))
-    model.eval()
-    for batch in _batches(answers, all_at_once, tokens or _portion(device), progress):
-        x, masked, _ = _tensors(model, batch, device)
-        with autocast(device, dtype): right = _writes(model, x, masked)
-        out[[r.i for r in batch]] = right.cpu().numpy()
-    model.train(training)
+    with evaluating(model, dtype) as device:
+        for batch in _batches(answers, all_at_once, tokens or _portion(device), progress):
+            x, masked, _ = _tensors(model, batch, device)
+            out[[r.i for r in batch]] = _writes(model, x, masked).cpu().numpy()
     return out
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #003a

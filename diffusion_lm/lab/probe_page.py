@@ -400,6 +400,7 @@ def _plot_frequency(p, rows):
     ax.grid(alpha=.3)
     return fig
 
+# %% ../../nbs/lab/85_probe_page.ipynb #g03c
 def _plot_order(p, rows):
     "The mean step at which each place is written"
     if not p["order"]: return None

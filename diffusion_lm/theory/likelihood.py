@@ -141,6 +141,7 @@ def _surest(logp, masked, order, k, size):
     "Which k masked positions of each unit come next (b,l), by the log-probabilities (n,V) of all masked ones"
     score = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
     score[masked] = ORDERS[order](logp).double()
+    if score.isnan().any(): raise UserError("the model predicts NaN: its weights are spoilt, train it anew")
     score = score.masked_fill(~masked, -torch.inf).reshape(-1, size)
     first = ranked(score).argsort(1) < k # the rank of each position
     return first.view(masked.shape) & masked
@@ -152,7 +153,7 @@ def order_nll(
     order: str = "margin", # one of ORDERS
     k: int = 1,            # tokens that are revealed together
 ) -> torch.Tensor:
-    "Exact nats (b,l), float64, of each token, when k at a time are revealed in the order of a rule"
+    "Exact nats (b,l), float64, of each token, when k at a time are revealed in the order of a rule; refuses NaN"
     one_of("order", order, ORDERS)
     size, masked = unit_size(model, x), x != model.pad
     if order == "left-to-right": # then all steps are known
