@@ -82,7 +82,8 @@ KINDS = {  # name → epochs, options
     "dual": (60, DUAL),
     "dual-wd.4-drop.1": (60, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named
-    "ar": (0, 1, 2), "ar-wd.4-drop.1": (0, 1, 2), "diffusion": (0, 1, 2), "dual": (0, 1, 2)}
+    "ar": (0, 1, 2), "ar-wd.4-drop.1": (0, 1, 2), "diffusion": (0, 1, 2)}
+FURTHER = 90  # epochs of seeds beyond the first, at most: past the predicted crossing
 
 def names(kind): return [f"{PREFIX}{kind}-s{seed}" for seed in SEEDS.get(kind, (0,))]
 
@@ -98,7 +99,7 @@ def arms():
     out = {}
     for kind, (epochs, options) in KINDS.items():
         for seed, name in zip(SEEDS.get(kind, (0,)), names(kind), strict=True):
-            out[name] = epochs, options | {"seed": seed}
+            out[name] = min(epochs, FURTHER) if seed else epochs, options | {"seed": seed}
     return out
 
 def train_arm(name, epochs, options):
