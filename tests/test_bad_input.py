@@ -290,6 +290,10 @@ def test_resume_after_the_text_has_changed(refused, dlm, home, recipe, tmp_path)
     path.write_text(story(2, 3000).upper())
     assert "part" in refused("train", "--name", "part", "--resume", notes=NOTES, cache=True)
 
+def test_stopped_before_the_log_has_a_line(dlm, home, recipe):
+    status, _, err = dlm("train", "--config", recipe, "--trainer.stop_at", 1, "--trainer.log_every", 10)
+    assert status == 0 and "Traceback" not in err and (home/"checkpoints"/"tiny"/"loss.png").exists()
+
 # ---- runs that are damaged ----
 
 COMMANDS = [("sample", "tiny"), ("eval", "tiny"), ("chat", "tiny")]

@@ -132,7 +132,8 @@ def plot_loss(
 ):
     "Draw the training and validation losses of a run into `loss.png`"
     from matplotlib.figure import Figure
-    log = read_jsonl(Path(run)/"log.jsonl")
+    file = Path(run)/"log.jsonl"
+    log = read_jsonl(file) if file.exists() else [] # a run that was shorter than a line of its log
     tokens = _tokens_at(log)
     train = [(r["tokens"], r["loss"]) for r in log if r.get("loss") is not None]
     valid = [(tokens(r["step"]), r["validation"]["nats_per_token"]) for r in log if "validation" in r]
