@@ -25,7 +25,7 @@ from .metrics import estimate_ratio, evaluating, same
 from ..text.reading import ARCHIVES, is_pipe, opened
 from ..text.tokenizer import Tokenizer
 from ..theory.denoiser import Denoiser
-from ..theory.likelihood import hidden_states, peak, ranked
+from ..theory.likelihood import hidden_states, surest
 from ..theory.objective import token_nll
 
 # %% ../../nbs/evaluation/54_tasks.ipynb #0006
@@ -327,13 +327,12 @@ def _tensors(model, batch, device):
         at = rows.stop
     return (torch.from_numpy(z).to(device) for z in (x, masked, weight))
 
-_DIVERGED = "the model's logits are not finite numbers: its training has diverged"
-
 def _batch_nats(model, batch, device):
     "Weighted nats of each row of a batch"
     x, masked, weight = _tensors(model, batch, device)
     nll = token_nll(model, _states(model, x, masked)[masked], x[masked]).double()
-    if not torch.isfinite(nll).all(): raise UserError(_DIVERGED)
+    if not torch.isfinite(nll).all():
+        raise UserError("the model's logits are not finite numbers: its training has diverged")
     nats = torch.zeros_like(weight)
     nats[masked] = nll*weight[masked]
     return nats.sum(1)
@@ -368,13 +367,9 @@ def answer_nats(
 def _next(model, x, masked):
     "The surest masked place of each block (b,l), and whether all of these would be filled as in `x` (b,)"
     logp = model.head(_states(model, x, masked)[masked]).float().log_softmax(-1)
-    if logp.isnan().any(): raise UserError(_DIVERGED)
-    sure = torch.full(x.shape, -torch.inf, device=x.device)
-    sure[masked] = peak(logp)
     hit = torch.ones_like(masked)
     hit[masked] = logp.argmax(-1) == x[masked]
-    order = ranked(sure.view(-1, _size(model) or x.shape[1]))
-    now = (order.argsort(1) == 0).view(x.shape) & masked
+    now = surest(logp, masked, "confidence", 1, _size(model) or x.shape[1])
     return now, (hit | ~now).all(1)
 
 def _writes(model, x, masked):

@@ -439,11 +439,11 @@ class Picture(NamedTuple):
     alarm: str     # what would be alarming
     missing: str = "" # why a run does not have it
 
+# %% ../../nbs/lab/85_probe_page.ipynb #g0x2
 _NO_GRADIENTS = ("The log of this run has no gradients by layer and mask ratio: train with "
                  "--monitor.gradients 50 to have them.")
-_BY_PARTS = "A model that writes from left to right, in tokens or in blocks, does not choose an order over the text."
 
-PICTURES = (
+_OF_TRAINING = (
     Picture("dashboard", "Dashboard", _plot_dashboard,
             "Upper row: the loss, and the health matrix; lower row: the gradients where most is masked, and the ratio "
             "of heavy to light masks. The sections below show each of them larger.",
@@ -462,6 +462,12 @@ PICTURES = (
             "Each line is a measure on a scale of its own; the blue bar is the range of runs that went well, the red "
             "ones begin at the nearest run that was broken on purpose.",
             "a red cross; an orange square is outside of what was measured on good runs and asks for a look."),
+)
+
+# %% ../../nbs/lab/85_probe_page.ipynb #g0x4
+_BY_PARTS = "A model that writes from left to right, in tokens or in blocks, does not choose an order over the text."
+
+_OF_MODEL = (
     Picture("attention", "Where heads look", _plot_attention,
             "Layers upwards, heads to the right. Entropy 1 is blind averaging and 0 copies one place; self is what a "
             "token pays to itself, near what it pays to places at most four away.",
@@ -484,6 +490,8 @@ PICTURES = (
             "a line near 1 from the start (it always writes the same text), or one that does not leave the dotted line "
             "(what it has written tells it nothing).", _BY_PARTS),
 )
+
+PICTURES = _OF_TRAINING + _OF_MODEL
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g038
 _VERDICTS = {

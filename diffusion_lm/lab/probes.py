@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..core import UserError, rng
-from ..evaluation.metrics import looking
+from ..evaluation.metrics import evaluating, looking
 from ..sampling.sampler import denoise
 from diffusion_lm.training.monitor import (
     RATIOS,
@@ -162,11 +162,10 @@ def revealing(
     seed: int = 0,
 ) -> Revealed:
     "Write texts from masks alone by a rule, and note when each token was revealed"
-    device = next(model.parameters(), torch.empty(0)).device
     x = torch.full((rows, length or model.config.length), model.mask)
-    if device.type != "mps": x = x.to(device) # the loop draws in float64
     when = torch.zeros(x.shape)
-    with looking(model, x, torch.float32):
+    with evaluating(model, torch.float32) as device:
+        if device.type != "mps": x = x.to(device) # the loop draws in float64
         for i, frame in enumerate(denoise(model, x, sampler=sampler, steps=steps, seed=seed)):
             when[frame.new.cpu()] = i + 1
     return Revealed(frame.x.cpu(), when/(i + 1))

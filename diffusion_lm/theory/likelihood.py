@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'unit_size', 'hidden_states', 'nats_where', 'exact_nll', 'exact_nelbo', 'path_nats', 'peak', 'margin',
-           'entropy', 'surety', 'ranked', 'order_nll', 'any_order', 'bracket', 'bracket_error', 'InBlocks']
+           'entropy', 'surety', 'ranked', 'surest', 'order_nll', 'any_order', 'bracket', 'bracket_error', 'InBlocks']
 
 # %% ../../nbs/theory/24_likelihood.ipynb #0003
 import math
@@ -137,8 +137,14 @@ def ranked(
     return torch.empty_like(group).scatter(1, order, group).argsort(dim=1, stable=True)
 
 # %% ../../nbs/theory/24_likelihood.ipynb #0016
-def _surest(logp, masked, order, k, size):
-    "Which k masked positions of each unit come next (b,l), by the log-probabilities (n,V) of all masked ones"
+def surest(
+    logp: torch.Tensor,   # log-probabilities (n,V) at the masked positions
+    masked: torch.Tensor, # which these are (b,l), bool
+    order: str,           # one of ORDERS, other than left-to-right
+    k: int,               # positions of a unit that come next
+    size: int,            # positions in a unit
+) -> torch.Tensor:
+    "Which k masked positions of each unit come next (b,l), bool; refuses NaN, which has no order"
     score = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
     score[masked] = ORDERS[order](logp).double()
     if score.isnan().any(): raise UserError("the model predicts NaN: its weights are spoilt, train it anew")
@@ -146,6 +152,7 @@ def _surest(logp, masked, order, k, size):
     first = ranked(score).argsort(1) < k # the rank of each position
     return first.view(masked.shape) & masked
 
+# %% ../../nbs/theory/24_likelihood.ipynb #1016
 @torch.no_grad()
 def order_nll(
     model: Denoiser,
@@ -162,7 +169,7 @@ def order_nll(
     nats = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
     while masked.any():
         logp = model.head(hidden_states(model, x, masked)[masked]).double().log_softmax(-1)
-        now = _surest(logp, masked, order, k, size)
+        now = surest(logp, masked, order, k, size)
         cost = torch.zeros_like(nats)
         cost[masked] = -logp.gather(1, x[masked][:, None])[:, 0]
         nats, masked = nats + cost*now, masked & ~now
