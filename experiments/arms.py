@@ -6,9 +6,10 @@ import torch
 
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import autocast, keep_memory
-from diffusion_lm.files import write_text
+from diffusion_lm.files import runs_dir, write_text
 from diffusion_lm.training.learner import TrainConfig, make_optimizers
 from diffusion_lm.training.recipe import load_config
+from diffusion_lm.training.run import train
 
 RECORDS = Path(__file__).parent/"records"  # one folder a page
 FIXED = {  # as the records were made, whatever this machine can do
@@ -32,6 +33,16 @@ def keep_record(run, to):
     path = load_config(run/"config.yaml").data.path
     for name in ("config.yaml", "summary.json"):
         write_text(to/name, (run/name).read_text(encoding="utf-8").replace(path, Path(path).name))
+
+def recorded(folder):
+    "Is the record of a run there?"
+    return (folder/"summary.json").exists()
+
+def train_and_record(cfg, name, page):
+    "Train a run, or go on with it, and keep its record"
+    run = runs_dir()/name
+    train(cfg, name, resume=(run/"config.yaml").exists())
+    keep_record(run, page/name)
 
 def one_core():
     torch.set_num_threads(1)
@@ -57,10 +68,11 @@ def stepper(o,                    # an `Objective`
 
 def serve(what,      # a command: "list" or "train"
           todo,      # name → arm
-          done,      # whether the arm of a name is done
+          page,      # the folder of their records
           line,      # what to say of an arm
           train_arm): # trains and records it: name, *arm
     "Carry out `list` or `train`; whether the command was one of them"
+    def done(name): return recorded(page/name)
     if what == "list":
         for name, arm in todo.items(): print(f"{'done' if done(name) else '–':5s}{name:34s}{line(arm)}")
     elif what == "train":

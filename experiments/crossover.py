@@ -20,17 +20,17 @@ import sys
 import torch
 from torch import nn
 
-from arms import RECORDS, configuration, keep_record, one_core, serve
+from arms import RECORDS, configuration, one_core, recorded, serve, train_and_record
 from diffusion_lm.command import own_text
 from diffusion_lm.core import UserError
-from diffusion_lm.evaluation.metrics import evaluate, evaluate_order
-from diffusion_lm.files import append_jsonl, cache_dir, read_json, read_jsonl, runs_dir, write_json, write_text
+from diffusion_lm.evaluation.metrics import evaluate_order
+from diffusion_lm.files import append_jsonl, cache_dir, read_json, read_jsonl, write_json, write_text
 from diffusion_lm.lab.scaling import Point, Records, training_flops
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.text.corpus import DataConfig, load_corpus, split
 from diffusion_lm.text.store import TokenizerConfig, prepare
 from diffusion_lm.theory.denoiser import NOTHING, Denoiser
-from diffusion_lm.training.run import train
+from diffusion_lm.training.report import test_figures
 
 PAGE = RECORDS/"crossover"
 ASSET = RECORDS.parents[1]/"diffusion_lm"/"assets"/"crossover.json"
@@ -85,9 +85,13 @@ SEEDS = {  # of each kind; 0 where it is not named
     "ar": (0, 1, 2), "ar-wd.4-drop.1": (0, 1, 2), "diffusion": (0, 1, 2)}
 FURTHER = 90  # epochs of seeds beyond the first, at most: past the predicted crossing
 
-def names(kind): return [f"{PREFIX}{kind}-s{seed}" for seed in SEEDS.get(kind, (0,))]
+def name_of(kind, seed=0): return f"{PREFIX}{kind}-s{seed}"
 
-def done(name): return (PAGE/name/"summary.json").exists()
+def runs_of(kind):
+    "The names of a kind's runs, and their seeds"
+    return {name_of(kind, seed): seed for seed in SEEDS.get(kind, (0,))}
+
+def done(name): return recorded(PAGE/name)
 
 def steps_an_epoch():
     "Steps in which as many tokens are read as the training speeches have"
@@ -98,7 +102,7 @@ def arms():
     "Name → (epochs, options)"
     out = {}
     for kind, (epochs, options) in KINDS.items():
-        for seed, name in zip(SEEDS.get(kind, (0,)), names(kind), strict=True):
+        for name, seed in runs_of(kind).items():
             out[name] = min(epochs, FURTHER) if seed else epochs, options | {"seed": seed}
     return out
 
@@ -106,9 +110,7 @@ def train_arm(name, epochs, options):
     epoch, every = steps_an_epoch(), 2 if epochs > 60 else 1 # epochs between two evaluations
     plan = {"trainer.steps": epochs*epoch, "trainer.warmup": 1/epochs,
             "trainer.eval_every": every*epoch, "trainer.log_every": every*epoch}
-    resume = (runs_dir()/name/"config.yaml").exists()
-    train(configuration("demo", PLAIN | plan | options), name, resume=resume)
-    keep_record(runs_dir()/name, PAGE/name)
+    train_and_record(configuration("demo", PLAIN | plan | options), name, PAGE)
 
 class Ensemble(Denoiser):
     "Autoregressive models of one tokenizer: the mean of their probabilities"
@@ -123,47 +125,45 @@ class Ensemble(Denoiser):
         logp = [m.head(z).float().log_softmax(-1) for m, z in zip(self.models, h.chunk(n, -1), strict=True)]
         return torch.stack(logp).logsumexp(0) - math.log(n)
 
-def opened(name): return DiffusionLM.from_run(PREFIX + name)
-
-def scored_whole(lm, model):
-    "Figures of the test split"
-    store = own_text(lm)
-    return evaluate(model, lm.tokenizer, store.split("test"), store.documents("test"))
+def score_ensemble(names):
+    "Figures of the test split by the models of some runs together"
+    members = [DiffusionLM.from_run(name) for name in names]
+    first = members[0]
+    return test_figures(Ensemble([m.model for m in members]), first.tokenizer, own_text(first))
 
 SAME = {  # a label → run, and how it is read
-    "diffusion, bound": ("diffusion-s0", "bound"),
-    "diffusion, left to right": ("diffusion-s0", "left-to-right"),
-    "diffusion annealed, bound": ("diffusion-annealed-s0", "bound"),
-    "diffusion annealed, left to right": ("diffusion-annealed-s0", "left-to-right"),
-    "dual, bound": ("dual-s0", "bound"),
-    "dual, a denoiser from left to right": ("dual-s0", "left-to-right"),
-    "dual, as an autoregressive model": ("dual-s0", "ar"),
-    "AR": ("ar-s0", "ar"),
-    "AR, regularised": ("ar-wd.4-drop.1-s0", "ar")}
+    "diffusion, bound": (name_of("diffusion"), "bound"),
+    "diffusion, left to right": (name_of("diffusion"), "left-to-right"),
+    "diffusion annealed, bound": (name_of("diffusion-annealed"), "bound"),
+    "diffusion annealed, left to right": (name_of("diffusion-annealed"), "left-to-right"),
+    "dual, bound": (name_of("dual"), "bound"),
+    "dual, a denoiser from left to right": (name_of("dual"), "left-to-right"),
+    "dual, as an autoregressive model": (name_of("dual"), "ar"),
+    "AR": (name_of("ar"), "ar"),
+    "AR, regularised": (name_of("ar-wd.4-drop.1"), "ar")}
 PART = 4096  # tokens of the test split, in windows that are evenly spread
 
 def scored_part(name, reading):
     "Figures of the windows that all arms are scored on"
-    lm = opened(name)
+    lm = DiffusionLM.from_run(name)
     store = own_text(lm)
-    model = lm.left_to_right().model if reading == "ar" and not lm.model.causal else lm.model
-    text = model, lm.tokenizer, store.split("test"), store.documents("test")
-    if reading == "left-to-right": figures = evaluate_order(*text, reading, length=LENGTH, max_tokens=PART)
-    else: figures = evaluate(*text, length=LENGTH, draws=32, max_tokens=PART)
+    if reading == "ar" and not lm.model.causal: lm = lm.left_to_right()
+    if reading != "left-to-right": figures = test_figures(lm.model, lm.tokenizer, store, draws=32, max_tokens=PART)
+    else:
+        text = lm.model, lm.tokenizer, store.split("test"), store.documents("test")
+        figures = evaluate_order(*text, reading, max_tokens=PART)
     return {k: figures[k] for k in ("tokens_scored", "bits_per_byte", "by_document")}
 
 def score():
     one_core()
-    for kind, seeds in SEEDS.items():
-        path = PAGE/f"ensemble-{kind}.json"
-        if not kind.startswith("ar") or path.exists() or not all(map(done, names(kind))): continue
-        members = [opened(f"{kind}-s{s}") for s in seeds]
-        write_json(path, scored_whole(members[0], Ensemble([m.model for m in members])))
+    for kind in ("ar", "ar-wd.4-drop.1"):
+        path, names = PAGE/f"ensemble-{kind}.json", runs_of(kind)
+        if not path.exists() and all(map(done, names)): write_json(path, score_ensemble(names))
     records = PAGE/"same_windows.jsonl"
     there = {r["label"] for r in read_jsonl(records)} if records.exists() else set()
     for label, (name, reading) in SAME.items():
-        if label in there or not done(PREFIX + name): continue
-        append_jsonl(records, {"label": label, "run": PREFIX + name, "reading": reading, **scored_part(name, reading)})
+        if label in there or not done(name): continue
+        append_jsonl(records, {"label": label, "run": name, "reading": reading, **scored_part(name, reading)})
 
 LABELS = {  # arms of which there are points, and how the pages call them
     "ar": "AR", "ar-wd.4-drop.1": "AR, regularised", "ar-trio": "AR, augmented",
@@ -198,7 +198,7 @@ def collect():
     "Write the points of all finished runs into the package"
     points = []
     for kind in LABELS:
-        for seed, name in zip(SEEDS.get(kind, (0,)), names(kind), strict=True):
+        for name, seed in runs_of(kind).items():
             if done(name): points += points_of(name, kind, seed)
     usual = {k: PLAIN[k] for k in ("trainer.adamw_lr", "trainer.decay", "trainer.ema", "trainer.best")}
     def typed(options): return " ".join(f"--{k} {v}" for k, v in (usual | options).items())
@@ -212,7 +212,7 @@ def main(what="list", *names):
     todo = {n: a for n, a in arms().items() if not names or n in names}
     def line(arm): return f"{arm[0]} epochs, {arm[1]}"
     if what == "train" and not folder().exists(): write_corpus()
-    if serve(what, todo, done, line, train_arm): return 0
+    if serve(what, todo, PAGE, line, train_arm): return 0
     print(__doc__)
     return 2
 

@@ -74,8 +74,7 @@ def train_arm(name, kind, seed):
 def main(what="list", *names):
     if what == "cost": return write_json(PAGE/"muon.json", cost())
     todo = {n: a for n, a in arms().items() if not names or n in names}
-    def done(name): return (PAGE/name/"summary.json").exists()
-    if serve(what, todo, done, lambda a: f"{a[0]}, seed {a[1]}", train_arm): return 0
+    if serve(what, todo, PAGE, lambda a: f"{a[0]}, seed {a[1]}", train_arm): return 0
     print(__doc__)
     return 2
 

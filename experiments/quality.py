@@ -91,8 +91,7 @@ def train_arm(name, kind, options):
 def main(what="list", *names):
     if what == "costs": return write_json(COSTS, costs())
     todo = {n: a for n, a in arms().items() if not names or n in names}
-    def done(name): return (PAGE/name/"summary.json").exists()
-    if serve(what, todo, done, lambda a: a[1], train_arm): return 0
+    if serve(what, todo, PAGE, lambda a: a[1], train_arm): return 0
     print(__doc__)
     return 2
 

@@ -12,15 +12,14 @@ import sys
 
 import torch
 
-from arms import RECORDS, configuration, keep_record, one_core
+from arms import RECORDS, configuration, one_core, train_and_record
 from diffusion_lm.command import own_text
 from diffusion_lm.core import UserError
 from diffusion_lm.evaluation.metrics import _windows_of
-from diffusion_lm.files import append_jsonl, read_json, read_jsonl, runs_dir
+from diffusion_lm.files import append_jsonl, read_json, read_jsonl
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.theory.likelihood import InBlocks, any_order, bracket, exact_nelbo, exact_nll
 from diffusion_lm.training.callbacks import progress
-from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"slack"
 EXACT, LENGTH = 8, 128  # the largest block that is enumerated; tokens in a window
@@ -34,9 +33,7 @@ def train_twin(name="sotu-4m-ar"):
     "As many steps as `sotu-4m` took, on one core"
     one_core()
     steps = read_json(RECORDS.parents[1]/"checkpoints/sotu-4m/summary.json")["steps"]
-    resume = (runs_dir()/name/"config.yaml").exists()
-    train(configuration("sotu-4m", TWIN | {"trainer.steps": steps}), name, resume=resume)
-    keep_record(runs_dir()/name, PAGE/name)
+    train_and_record(configuration("sotu-4m", TWIN | {"trainer.steps": steps}), name, PAGE)
 
 def figures(model, x):
     "Nats of a window under the bound and nearer the truth, and the spread of log p over orders"
