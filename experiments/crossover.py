@@ -56,7 +56,7 @@ PLAIN = {  # all arms
     "data.path": folder(), "tokenizer.vocab_size": VOCABULARY, "trainer.batch": BATCH,
     "model.width": 128, "model.layers": 4, "model.heads": 4, "model.length": LENGTH, "noise.progress": "none",
     "trainer.adamw_lr": 10, "trainer.decay": 0, "trainer.ema": .995, "trainer.best": "true",
-    "trainer.dtype": "bfloat16", "trainer.compile": "false",
+    "trainer.dtype": "auto", "trainer.compile": "false",
     "trainer.eval_tokens": 65536, "trainer.test_draws": 16, "trainer.save_every": 500, "trainer.keep": 1}
 AR = {"objective": "ar", "trainer.early_stop": 12}
 DUAL = {"objective": "dual"}
@@ -78,7 +78,7 @@ KINDS = {  # name → epochs, options
     "diffusion": (160, {}),
     "diffusion-annealed": (60, ANNEALED),
     "diffusion-window": (60, WINDOW),
-    "diffusion-wd.4-drop.1": (160, regular(.4, .1)),
+    "diffusion-wd.4-drop.1": (60, regular(.4, .1)),
     "dual": (60, DUAL),
     "dual-wd.4-drop.1": (60, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..core import UserError, rng
 from ..files import digest_of
-from .layers import RMSNorm, rope, rope_table
+from .layers import Extra, RMSNorm, rope, rope_table
 from diffusion_lm.models.thought import (
     Reader,
     ThoughtConfig,
@@ -49,12 +49,12 @@ class MemoryAttention(nn.Module):
         self.value = nn.Linear(tokens, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
 
-    def forward(self, memory: torch.Tensor): # (b,n,tokens)
+    def forward(self, memory: torch.Tensor) -> Extra: # (b,n,tokens)
         z = self.norm(memory)
         k, v = (project(z).unflatten(-1, (self.heads, -1)) for project in (self.key, self.value))
         places = torch.arange(-z.shape[1], 0, device=z.device) # as if they were text before
         rot = (r.to(k.dtype) for r in rope_table(places, k.shape[-1]))
-        return rope(k, *rot), v, self.out.weight
+        return Extra(rope(k, *rot), v, self.out.weight)
 
 # %% ../../nbs/models/34_thought_model.ipynb #0009
 PASSAGE = 64 # tokens in a passage, if not given

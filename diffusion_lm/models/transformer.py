@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core import UserError, one_of, within
-from .layers import RMSNorm, TimeEmbedding, TransformerLayer, linear_nll, rope_table
+from diffusion_lm.models.layers import (
+    OURS,
+    AnatomyConfig,
+    TimeEmbedding,
+    TransformerLayer,
+    linear_nll,
+    make_norm,
+    rope_table,
+)
 from .thought import ThoughtConfig
 from ..theory.denoiser import Carry, Denoiser
 
@@ -44,9 +52,13 @@ class ModelConfig:
     neighbours: bool = True          # attention heads begin by looking at the tokens next to theirs
     block: int | None = None         # tokens in a block (16 if not given) or in a passage, with thoughts (64)
     thought: ThoughtConfig | None = None # a stack of thoughts, instead of the clean text, connects the blocks
+    load: str | None = None          # begin with a pretrained network: its folder, GGUF file or name on the hub
+    anatomy: AnatomyConfig | None = None # how layers are built, where not in our own way; a loaded network sets it
+    shift: bool = False              # each token is predicted at the place before it, as a causal network does
 
     def __post_init__(self):
         if isinstance(self.thought, dict): self.thought = ThoughtConfig(**self.thought) # from YAML
+        if isinstance(self.anatomy, dict): self.anatomy = AnatomyConfig(**self.anatomy)
 
 # %% ../../nbs/models/32_transformer.ipynb #4001
 SIZES = ("width", "heads", "layers", "length")
@@ -68,6 +80,9 @@ def check(self:ModelConfig) -> ModelConfig:
     if self.block is not None and (not 1 <= self.block <= self.length or self.length % self.block):
         raise UserError(f"model.block {self.block} must divide model.length {self.length}")
     if self.thought is not None: self.thought.check()
+    if self.anatomy is not None: self.anatomy.check(self.heads)
+    if self.shift and (self.block or self.thought):
+        raise UserError("model.shift goes with a network that writes the whole text at once: leave out model.block")
     if not 0 <= self.dropout < 1:
         raise UserError(f"model.dropout must be at least 0 and below 1, got {self.dropout}")
     return self
@@ -93,12 +108,15 @@ class BaselineDreamModel(Denoiser):
     ):
         super().__init__(vocab_size, specials)
         c = self.config = config.resolve()
-        self.causal = causal
+        a = self.anatomy = c.anatomy or OURS
+        self.causal, self.shift = causal, c.shift and not causal
         self.embed = nn.Embedding(vocab_size, c.width)
         offsets = neighbours(c.heads, causal) if c.neighbours else None
-        shape = c.width, c.heads, c.dropout, c.time_conditioning, offsets
+        shape = c.width, c.heads, c.dropout, c.time_conditioning, offsets, a
         self.blocks = nn.ModuleList(TransformerLayer(*shape) for _ in range(c.layers)) # the name is in saved weights
-        self.norm = RMSNorm(c.width)
+        self.norm = make_norm(c.width, a)
+        if a.bert: self._like_bert()
+        self.unembed = None if a.tied else nn.Parameter(torch.randn(vocab_size, c.width)*.02)
         self.time = TimeEmbedding(c.width) if c.time_conditioning else None
         self.register_buffer("banned", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.banned[list(specials[:3])] = True
@@ -117,14 +135,50 @@ class BaselineDreamModel(Denoiser):
         size = f"{c.layers}×{c.width}, {c.heads} heads, length {c.length}, {n_params(self):,} parameters"
         return f"{type(self).__name__}({kind}, {size})"
 
+# %% ../../nbs/models/32_transformer.ipynb #3b01
+@patch
+def _like_bert(self:BaselineDreamModel):
+    "Add ModernBERT's norm behind the embedding and its head; its first layer has no norm before attention"
+    c, a = self.config, self.anatomy
+    self.embed_norm, self.blocks[0].norm1 = make_norm(c.width, a), nn.Identity()
+    self.predict_dense, self.predict_norm = nn.Linear(c.width, c.width, bias=False), make_norm(c.width, a)
+    self.predict_bias = nn.Parameter(torch.zeros(self.vocab_size))
+
+@patch
+def _begin(self:BaselineDreamModel, x):
+    "The embedding of tokens, in the dtype in which the layers run"
+    h = self.embed(x)
+    if self.anatomy.bert: h = self.embed_norm(h)
+    if torch.is_autocast_enabled(h.device.type): h = h.to(torch.get_autocast_dtype(h.device.type))
+    return h
+
+@patch
+def _finish(self:BaselineDreamModel, h):
+    "What the head reads: the last hidden states, normalised"
+    h = self.norm(h)
+    return self.predict_norm(F.gelu(self.predict_dense(h))) if self.anatomy.bert else h
+
 # %% ../../nbs/models/32_transformer.ipynb #4004
 @patch
-def _rotation(self:BaselineDreamModel, pos, dtype):
+def _rotation(self:BaselineDreamModel, pos, dtype, theta):
     "The table of positions, once for each head: long rows are what a CPU multiplies fast"
     heads = self.config.heads
-    table = rope_table(pos, self.config.width//heads)
+    table = rope_table(pos, self.config.width//heads, theta)
     return [r.to(dtype).expand(*r.shape[:-2], heads, -1).contiguous() for r in table]
 
+@patch
+def _sights(self:BaselineDreamModel, pos, seen, mask, dtype):
+    "The table of positions and the mask of each layer: a local one sees its window, with a table of its own"
+    a, n = self.anatomy, self.config.layers
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2: mask = mask[:, None, None]
+    everything = self._rotation(pos, dtype, a.theta), mask
+    if a.window is None: return [everything]*n
+    keys = torch.cat([torch.arange(seen, device=pos.device), pos])
+    near = (keys - pos[:, None]).abs() <= a.window
+    window = self._rotation(pos, dtype, a.local_theta or a.theta), near if mask is None else near & mask
+    return [window if a.is_local(i) else everything for i in range(n)]
+
+# %% ../../nbs/models/32_transformer.ipynb #3b02
 @patch
 def features(
     self:BaselineDreamModel,
@@ -138,15 +192,23 @@ def features(
     latent: torch.Tensor | None = None,   # hidden states (b,l,d) of the step before, of a stateful model
 ) -> tuple[torch.Tensor, Carry]:
     "Hidden states (b,l,d), and the `Carry` to pass to the next call"
-    h, tokens = self.embed(x), None if memory is None else self.read(memory)
-    if torch.is_autocast_enabled(h.device.type): h = h.to(torch.get_autocast_dtype(h.device.type))
+    if self.shift: x, mask = self._shifted_inputs(x, mask, pos, cache)
+    h, tokens = self._begin(x), None if memory is None else self.read(memory)
     if latent is not None: h = self.recall(h, latent)
     seen = 0 if cache is None else cache[0][0].shape[1]
     if pos is None: pos = torch.arange(seen, seen + x.shape[1], device=x.device)
-    rot = self._rotation(pos, h.dtype)
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2: mask = mask[:, None, None]
-    h, new = self._run(h, rot, mask, cache, self._condition(x, t), tokens)
-    return self.norm(h), Carry(cache=new or None)
+    sights = self._sights(pos, seen, mask, h.dtype)
+    h, new = self._run(h, sights, cache, self._condition(x, t), tokens)
+    if self.shift: h = h[:, :-1]
+    return self._finish(h), Carry(cache=new or None)
+
+@patch
+def _shifted_inputs(self:BaselineDreamModel, x, mask, pos, cache):
+    "[BOS] and the tokens, and their mask: what stands at a place predicts the next"
+    whole_text = pos is None and cache is None and (mask is None or mask.ndim == 2)
+    if not whole_text: raise UserError("a network with model.shift reads whole texts: it takes neither cache nor order")
+    first = torch.full_like(x[:, :1], self.bos)
+    return torch.cat([first, x], 1), None if mask is None else F.pad(mask, (1, 0), value=True)
 
 # %% ../../nbs/models/32_transformer.ipynb #4005
 def _states(layer, *args):
@@ -154,13 +216,13 @@ def _states(layer, *args):
     return layer(*args)[0]
 
 @patch
-def _run(self:BaselineDreamModel, h, rot, mask, cache, cond, tokens):
+def _run(self:BaselineDreamModel, h, sights, cache, cond, tokens):
     "Hidden states behind the last layer, and keys and values of each (none where layers are computed again)"
     training, new = torch.is_grad_enabled(), []
     layers = self.compiled if self.compiled and training else self.blocks
     for i, layer in enumerate(layers):
         extra = None if tokens is None else self.look(i, tokens)
-        args = (h, rot, mask, self.causal, cache[i] if cache else None, cond, extra)
+        args = (h, *sights[i], self.causal, cache[i] if cache else None, cond, extra)
         if self.checkpointing and training: h = checkpoint(_states, layer, *args, use_reentrant=False)
         else:
             h, kv = layer(*args)
@@ -174,15 +236,22 @@ def _condition(self:BaselineDreamModel, x, t):
     return self.time(torch.zeros(len(x), device=x.device) if t is None else t)
 
 # %% ../../nbs/models/32_transformer.ipynb #4006
+@patch(as_prop=True)
+def vocabulary(self:BaselineDreamModel) -> torch.Tensor:
+    "The matrix of the head (V,d): the embedding, where that is tied"
+    return self.embed.weight if self.unembed is None else self.unembed
+
 @patch
 def head(self:BaselineDreamModel, h: torch.Tensor) -> torch.Tensor: # any (…,d)
     "Logits (…,V), -inf at [PAD], [MASK] and [BOS]"
-    return F.linear(h, self.embed.weight.to(h.dtype)).masked_fill(self.banned, -torch.inf)
+    bias = self.predict_bias.to(h.dtype) if self.anatomy.bert else None
+    return F.linear(h, self.vocabulary.to(h.dtype), bias).masked_fill(self.banned, -torch.inf)
 
 @patch
 def nll(self:BaselineDreamModel, h, y, smoothing=0.): # as for Denoiser.nll
     "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
-    return linear_nll(h, self.embed.weight, y, self.banned, smoothing)
+    if self.anatomy.bert: return Denoiser.nll(self, h, y, smoothing)
+    return linear_nll(h, self.vocabulary, y, self.banned, smoothing)
 
 @patch
 def read(self:BaselineDreamModel, memory):
@@ -193,6 +262,14 @@ def read(self:BaselineDreamModel, memory):
 def recall(self:BaselineDreamModel, h, latent):
     "Embeddings with the latent in them, of a stateful model"
     raise ValueError("this model carries no latent")
+
+@patch
+def check_cache(self:BaselineDreamModel, options):
+    "Raise `UserError` for a cache that this network cannot have"
+    if options.cache and (self.shift or self.anatomy.window):
+        why = "model.shift" if self.shift else "local attention"
+        raise UserError(f"a network with {why} reads whole texts: leave out the {options.cache} cache")
+    Denoiser.check_cache(self, options)
 
 # %% ../../nbs/models/32_transformer.ipynb #4007
 @patch
@@ -208,10 +285,10 @@ def compile_blocks(self:BaselineDreamModel):
 # %% ../../nbs/models/32_transformer.ipynb #3001
 def n_params(
     model: nn.Module,
-    embedding: bool = True, # count the (tied) embedding?
+    embedding: bool = True, # count the embedding, and the matrix of the head?
 ) -> int:
     "Number of parameters"
-    return sum(p.numel() for n, p in model.named_parameters() if embedding or not n.startswith("embed."))
+    return sum(p.numel() for n, p in model.named_parameters() if embedding or not n.startswith(("embed.", "unembed")))
 
 # %% ../../nbs/models/32_transformer.ipynb #000e
 def randomize_(model: nn.Module, seed: int = 0, std: float = .1) -> nn.Module:
