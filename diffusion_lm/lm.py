@@ -24,6 +24,7 @@ from .core import UserError, autocast, pick_device, pick_dtype, rng
 from .evaluation.metrics import Estimate, evaluate
 from .files import check_keys, find_run, read_json, read_yaml, unknown_key, write_text
 from .models.make import make_model
+from .models.pretrained import pretrained_run
 from .models.transformer import ModelConfig, n_params
 from .sampling.player import denoising_page, denoising_player, trace
 from .sampling.sampler import PLAIN, Frame, SampleOptions, denoise, sample
@@ -107,6 +108,18 @@ def from_run(
 def left_to_right(self:DiffusionLM) -> DiffusionLM:
     "The same weights, which score and write from left to right: well, if objective dual has trained them"
     return DiffusionLM(LeftToRight(self.model), self.tokenizer, self.name, self.dtype, self.folder)
+
+# %% ../nbs/60_lm.ipynb #8a05
+@patch(cls_method=True)
+def from_checkpoint(
+    cls:DiffusionLM,
+    name,                 # a folder with safetensors, a GGUF file, or a name on the hub
+    device: str = "auto",
+):
+    "A network of the families Llama, Mistral, Qwen2 or ModernBERT, as others have trained it"
+    lm = cls.from_run(pretrained_run(name), device=device)
+    lm.name = Path(name).stem
+    return lm
 
 # %% ../nbs/60_lm.ipynb #000b
 FAR = 1 << 16 # the longest text that a block-diffusion model is asked for

@@ -83,7 +83,7 @@ KINDS = {  # name → epochs, options
     "dual-wd.4-drop.1": (60, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named
     "ar": (0, 1, 2), "ar-wd.4-drop.1": (0, 1, 2), "diffusion": (0, 1, 2)}
-FURTHER = 90  # epochs of seeds beyond the first, at most: past the predicted crossing
+FURTHER = {0: 999, 1: 90, 2: 60}  # epochs of each seed, at most; 90 is past the predicted crossing
 
 def name_of(kind, seed=0): return f"{PREFIX}{kind}-s{seed}"
 
@@ -103,7 +103,7 @@ def arms():
     out = {}
     for kind, (epochs, options) in KINDS.items():
         for name, seed in runs_of(kind).items():
-            out[name] = min(epochs, FURTHER) if seed else epochs, options | {"seed": seed}
+            out[name] = min(epochs, FURTHER[seed]), options | {"seed": seed}
     return out
 
 def train_arm(name, epochs, options):

@@ -147,7 +147,7 @@ def graphs(model) -> dict:
     out = {"model": Graph(Whole(model), {"ids": ids, "at": at}, ["logits"])}
     if not model.block and not model.causal: return out
     pos = Input(torch.arange(l), ("length",))
-    past = torch.zeros(2*c.layers, 2, 2*size, c.heads, c.width//c.heads)
+    past = torch.zeros(2*c.layers, 2, 2*size, c.kv_heads, c.width//c.heads)
     cache = Input(past, (None, "batch", "past", None, None))
     out["block"] = Graph(Step(model), {"ids": ids, "pos": pos, "cache": cache, "at": at}, ["logits", "new"])
     return out
@@ -351,7 +351,7 @@ class OnnxModel(Denoiser):
 def _step(self: OnnxModel, x, pos, cache):
     "Logits behind a cache"
     (b, l), c = x.shape, self.config
-    if cache is None: past = torch.zeros(2*c.layers, b, 0, c.heads, c.width//c.heads)
+    if cache is None: past = torch.zeros(2*c.layers, b, 0, c.kv_heads, c.width//c.heads)
     else:
         keys, values = zip(*cache)
         past = torch.stack([*keys, *values])

@@ -588,9 +588,11 @@ def _padded(z, first, end, stop, value):
     return np.pad(z[:, first:end], ((0, 0), (0, stop - end)), constant_values=value)
 
 def _no_cache(model, b):
-    "Keys and values of no tokens (2·layers, b, 0, heads, d/heads)"
+    "Keys and values of no tokens (2·layers, b, 0, kv_heads, d/heads)"
     c = model.about["config"]
-    return np.zeros((2*c["layers"], b, 0, c["heads"], c["width"]//c["heads"]), np.float32)
+    anatomy = c.get("anatomy") or {} # of a network that others have trained
+    kv_heads = anatomy.get("kv_heads") or c["heads"]
+    return np.zeros((2*c["layers"], b, 0, kv_heads, c["width"]//c["heads"]), np.float32)
 
 # %% ../../nbs/deploy/91_runtime.ipynb #a107
 class BlockReader:

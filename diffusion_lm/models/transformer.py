@@ -87,6 +87,11 @@ def check(self:ModelConfig) -> ModelConfig:
         raise UserError(f"model.dropout must be at least 0 and below 1, got {self.dropout}")
     return self
 
+@patch(as_prop=True)
+def kv_heads(self:ModelConfig) -> int:
+    "Heads of keys and values"
+    return self.anatomy and self.anatomy.kv_heads or self.heads
+
 # %% ../../nbs/models/32_transformer.ipynb #000c
 def neighbours(
     heads: int,
@@ -166,16 +171,21 @@ def _rotation(self:BaselineDreamModel, pos, dtype, theta):
     table = rope_table(pos, self.config.width//heads, theta)
     return [r.to(dtype).expand(*r.shape[:-2], heads, -1).contiguous() for r in table]
 
+def _both(a, b):
+    "Two masks at once, each of which may be none"
+    return b if a is None else a & b
+
 @patch
 def _sights(self:BaselineDreamModel, pos, seen, mask, dtype):
     "The table of positions and the mask of each layer: a local one sees its window, with a table of its own"
     a, n = self.anatomy, self.config.layers
     if isinstance(mask, torch.Tensor) and mask.ndim == 2: mask = mask[:, None, None]
+    if self.ahead is None and a.window is None: return [(self._rotation(pos, dtype, a.theta), mask)]*n
+    away = torch.cat([torch.arange(seen, device=pos.device), pos]) - pos[:, None] # from each query to each key
+    if self.ahead is not None: mask = _both(mask, away <= self.ahead)
     everything = self._rotation(pos, dtype, a.theta), mask
     if a.window is None: return [everything]*n
-    keys = torch.cat([torch.arange(seen, device=pos.device), pos])
-    near = (keys - pos[:, None]).abs() <= a.window
-    window = self._rotation(pos, dtype, a.local_theta or a.theta), near if mask is None else near & mask
+    window = self._rotation(pos, dtype, a.local_theta or a.theta), _both(mask, away.abs() <= a.window)
     return [window if a.is_local(i) else everything for i in range(n)]
 
 # %% ../../nbs/models/32_transformer.ipynb #3b02

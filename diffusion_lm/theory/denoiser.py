@@ -35,6 +35,7 @@ class Denoiser(nn.Module):
     block: int | None = None  # tokens that are written together, where a model writes block after block
     config = None             # its ModelConfig, where it has one
     thought = None            # settings of the thoughts that connect the blocks
+    ahead: int | None = None  # while a causal network unfolds: how many tokens ahead a position sees; None: all
     stateful: bool = False    # do its last hidden states go into the next step?
     checkpointing: bool = False   # in training, compute the layers again in the backward pass?
     compiled: list | None = None  # compiled layers, for training

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROGRESS', 'progress', 'Log', 'Validate', 'SampleConfig', 'sample_records', 'Samples', 'Tracker', 'MaskRange',
-           'Awaken']
+           'Awaken', 'Unfold']
 
 # %% ../../nbs/training/73_callbacks.ipynb #0003
 import os
@@ -282,3 +282,24 @@ class Awaken(Callback):
         since = learn.progress - self.late
         learn.raw.awake = since >= 0
         learn.raw.ramp = min(1., max(0., since)/self.ramp) if self.ramp else 1.
+
+# %% ../../nbs/training/73_callbacks.ipynb #3c01
+class Unfold(Callback):
+    "Let a network see more and more of what follows: set `ahead` of the model and of its average"
+    order = 15
+    def __init__(self,
+        until: float, # fraction of the training after which it sees everything
+    ):
+        self.until = until
+
+    def before_fit(self, learn): self.after_step(learn)
+    def after_fit(self, learn): self.open(learn, None)
+
+    def after_step(self, learn):
+        part = learn.progress/self.until
+        self.open(learn, int(part*learn.loader.length) if part < 1 else None)
+
+    def open(self, learn, ahead):
+        "Set how many tokens ahead a position sees"
+        learn.raw.model.ahead = ahead
+        if learn.ema is not None: learn.ema.module.ahead = ahead

@@ -69,6 +69,7 @@ class TrainConfig:
     decay: float = .6              # fraction of the steps in which it falls to zero (wsd)
     clip: float = 1.               # largest norm of the gradient
     label_smoothing: float = 0.    # part of each target that is spread over all tokens (then the loss is not a bound)
+    unfold: float = 0.             # fraction of the steps in which a causal network comes to see what follows
     ema: float = 0.                # average of the weights with this decay a step; 0 for none
     max_skips: int = 10            # end after so many steps in a row whose loss or gradient is not finite
     early_stop: int | None = None  # end after so many evaluations without a better one
@@ -93,7 +94,7 @@ def check(self:TrainConfig):
              "sample_every", "save_every", "keep", "max_skips", "early_stop")
     if self.micro_batch != "auto": at_least(self, "trainer", 1, "micro_batch")
     above_zero(self, "trainer", "minutes", "stop_at", "test_tokens", "lr", "adamw_lr", "clip")
-    within(self, "trainer", 0, 1, "warmup", "decay", "ema", "label_smoothing")
+    within(self, "trainer", 0, 1, "warmup", "decay", "ema", "label_smoothing", "unfold")
     for k in ("ema", "label_smoothing"):
         if getattr(self, k) == 1: raise UserError(f"trainer.{k} must be below 1, got {getattr(self, k)}")
     if not 0 <= self.weight_decay < math.inf:

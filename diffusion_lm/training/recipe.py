@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'InitConfig', 'RunConfig', 'load_config', 'build', 'wants_compile', 'idle', 'stages_of', 'Source',
-           'config_from', 'tokenizer_of', 'Beginning', 'begin_with', 'resumed', 'note_text']
+           'config_from', 'tokenizer_of', 'Beginning', 'begin_with', 'loaded', 'resumed', 'note_text']
 
 # %% ../../nbs/training/76_recipe.ipynb #0003
 import re
@@ -23,6 +23,7 @@ from ..files import check_keys, digest, find_run, read_yaml, runs_dir, write_tex
 from ..lm import DiffusionLM
 from ..models.block import BLOCK
 from ..models.make import make_model
+from ..models.pretrained import pretrained_run
 from ..models.thought_model import PASSAGE, ThoughtObjective
 from ..models.transformer import ModelConfig
 from ..sampling.sampler import denoise
@@ -128,6 +129,9 @@ def _check_blocks(cfg):
     for k in ("block", "thought"):
         if getattr(cfg.model, k) is not None and cfg.objective != "block":
             raise UserError(f"model.{k} goes with objective block")
+    if cfg.model.shift and cfg.objective in ("ar", "block", "dual"):
+        raise UserError("model.shift makes a denoiser of a causal network: "
+                        f"it does not go with objective {cfg.objective}")
     if cfg.objective != "block": return cfg
     if cfg.noise.blocks != 1:
         raise UserError("objective block has a masking ratio for each block anyway: leave out noise.blocks")
@@ -138,7 +142,7 @@ def _check_blocks(cfg):
 # %% ../../nbs/training/76_recipe.ipynb #200d
 def _small_model(cfg, vocab=8, specials=range(5)):
     "A model like the recipe's, but tiny"
-    return make_model(replace(cfg.model, width=8, heads=1, layers=1), vocab, specials, cfg.objective)
+    return make_model(replace(cfg.model, width=8, heads=1, layers=1, anatomy=None), vocab, specials, cfg.objective)
 
 def _check_noise(cfg):
     "Blocks of the noise divide the window; model, objective and noise can be made"
@@ -218,6 +222,7 @@ def _idle_elsewhere(cfg):
     out, c = {}, cfg.curriculum
     if cfg.tokenizer.load:
         for k in ("kind", "vocab_size"): out[f"tokenizer.{k}"] = "tokenizer.load takes one that is there"
+    if cfg.objective == "ar": out["trainer.unfold"] = "a causal network sees nothing that follows"
     if cfg.trainer.optimizer != "muon": out["trainer.adamw_lr"] = "it goes with trainer.optimizer muon"
     if cfg.trainer.lr_schedule == "cosine": out["trainer.decay"] = "it goes with trainer.lr_schedule wsd"
     if c and c.epochs: out["curriculum.shares"] = "curriculum.epochs stand in its place"
@@ -274,7 +279,7 @@ def config_from(
     was = load_config(_weights_of(run, out).folder/"config.yaml")
     return RunConfig(
         tokenizer=replace(was.tokenizer, load=None),
-        model=was.model.resolve(),
+        model=replace(was.model.resolve(), load=None),
         objective=was.objective,
         init=InitConfig(str(run)))
 
@@ -287,7 +292,7 @@ def tokenizer_of(
     return replace(cfg.tokenizer, load=str(_weights_of(cfg.init.run, out).folder))
 
 # %% ../../nbs/training/76_recipe.ipynb #2020
-_SHAPE = ("width", "heads", "layers", "time_conditioning", "block")
+_SHAPE = ("width", "heads", "layers", "time_conditioning", "block", "anatomy")
 _TRAINING_ONLY = ("segment", "forget", "noise", "typos", "late", "ramp") # of thoughts: nothing that weights depend on
 
 def _family(objective):
@@ -308,7 +313,8 @@ def _tokenizer_pairs(mine, other, tok): # two TokenizerConfigs, and the tokenize
     return {"vocabulary": (len(own), len(tok)), "tokenizer": (own.fingerprint[:8], tok.fingerprint[:8])}
 
 def _differences(cfg, was, tok):
-    "What of a `RunConfig` does not go with the weights of another, in words"
+    "What of a `RunConfig` does not go with the weights of another, in words; a network of others can become any kind"
+    if cfg.model.load: return []
     pairs = {f"model.{k}": (getattr(cfg.model, k), getattr(was.model, k)) for k in _SHAPE}
     pairs |= _thought_pairs(cfg.model.thought, was.model.thought)
     pairs |= _objective_pairs(cfg.objective, was.objective)
@@ -337,6 +343,28 @@ def begin_with(
     by_name = file.resolve().parent == folder and folder.parent in (runs_dir(out).resolve(), runs_dir().resolve())
     name = folder.name if by_name else str(file.resolve())
     return Beginning(replace(cfg, init=InitConfig(name, now)), weights)
+
+# %% ../../nbs/training/76_recipe.ipynb #3d01
+_OWN = ("length", "dropout", "block", "shift") # of a loaded network's model section: what the recipe decides
+
+def _sized(cfg, model):
+    "The recipe with the sizes of a loaded network"
+    own = {k: v for k in _OWN if (v := getattr(cfg.model, k)) is not None}
+    return replace(cfg, model=replace(model, load=cfg.model.load, **own))
+
+def loaded(
+    cfg: RunConfig,
+    was: RunConfig | None = None, # of the run that is to go on
+) -> RunConfig:
+    "The recipe with the sizes of the network that `model.load` names, beginning with its weights"
+    if cfg.model.load is None: return cfg
+    if cfg.model.thought or cfg.model.time_conditioning:
+        raise UserError("a network that model.load brings has neither thoughts nor time: leave out those settings")
+    if was: return replace(_sized(cfg, was.model), init=was.init) if was.model.load == cfg.model.load else cfg
+    run = pretrained_run(cfg.model.load)
+    if cfg.init and _weights_of(cfg.init.run).folder != run.resolve():
+        raise UserError("model.load and init both say what to begin with: leave out one of them")
+    return replace(_sized(cfg, load_config(run/"config.yaml").model), init=cfg.init or InitConfig(str(run)))
 
 # %% ../../nbs/training/76_recipe.ipynb #2025
 _MAY_CHANGE = {

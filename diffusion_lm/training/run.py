@@ -40,7 +40,7 @@ from ..text.corpus import Corpus, lasting
 from ..text.store import Loader, TokenStore, prepare
 from ..text.tokenizer import Tokenizer
 from .budget import Clock, HalveMicroBatch, fit_micro_batch, limit_steps
-from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Validate, sample_records
+from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Unfold, Validate, sample_records
 from .checkpoint import CHECKPOINT, EMA, Checkpoint, settle_steps, steps_of
 from .curriculum import Curriculum
 from .learner import Diverged, Learner
@@ -52,6 +52,7 @@ from diffusion_lm.training.recipe import (
     build,
     idle,
     load_config,
+    loaded,
     note_text,
     resumed,
     stages_of,
@@ -154,11 +155,13 @@ class Training:
 @patch
 def settle(self: Training):
     "Claim the folder and complete the recipe; nothing is written"
-    self.run, self.cfg = claim(self.name, self.out, self.resume, self.overwrite), self.cfg.check()
+    self.run = claim(self.name, self.out, self.resume, self.overwrite)
+    was = load_config(self.run/"config.yaml") if self.resume else None
+    self.cfg = loaded(self.cfg, was).check()
     for k, why in idle(self.cfg): self.say(f"{k} changes nothing: {why}")
     if self.resume:
-        was, init = load_config(self.run/"config.yaml").init, self.cfg.init
-        if init and was and init.run == was.run: self.cfg = replace(self.cfg, init=was)
+        init = self.cfg.init
+        if init and was.init and init.run == was.init.run: self.cfg = replace(self.cfg, init=was.init)
         self.cfg = resumed(self.cfg, self.run)
     elif self.cfg.init:
         self.cfg, self.first = begin_with(self.cfg, self.out)
@@ -210,6 +213,7 @@ def _callbacks(cfg, run, tok, store, stages, quiet, more):
     if any(vars(cfg.monitor).values()): calls += [Norms(cfg.monitor.norms), Monitor(store, tok, cfg.monitor)]
     if cfg.noise.progress != "none": calls.append(MaskRange(cfg.noise, cfg.seed))
     if stages: calls.append(Curriculum(stages, cfg.curriculum))
+    if cfg.trainer.unfold: calls.append(Unfold(cfg.trainer.unfold))
     if cfg.model.thought: calls.append(Awaken(cfg.model.thought.late, cfg.model.thought.ramp))
     if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
     return calls
