@@ -196,7 +196,8 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 def _acting(model):
     "The adapters that act in a model, with their weights"
-    return [(take_adapter(model, name), w) for name, w in model.adapted.weights.items()]
+    weights = model.adapted.weights if model.adapted else {}
+    return [(take_adapter(model, name), w) for name, w in weights.items()]
 
 def merged_state(
     model: nn.Module,
