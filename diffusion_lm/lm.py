@@ -117,29 +117,6 @@ def left_to_right(self:DiffusionLM) -> DiffusionLM:
     "The same weights, which score and write from left to right: well, if objective dual has trained them"
     return DiffusionLM(LeftToRight(self.model), self.tokenizer, self.name, self.dtype, self.folder)
 
-# %% ../nbs/60_lm.ipynb #ad62
-@patch
-def adapt(
-    self:DiffusionLM,
-    adapters: dict | str | Sequence[str], # {"A": 1., "B": .5}, "A:0.5", or ["A", "B:0.5"]: runs or files
-    out=None,                             # folder of runs; `checkpoints/` if not given
-    merge: bool = False,                  # add them to the weights, instead of running beside them
-) -> DiffusionLM:
-    "The same model with adapters, each times its weight; raises `UserError` for one of another base or tokenizer"
-    if self.model.adapted: raise UserError("this model has adapters already: name all of them in one call")
-    chosen = [(find_adapter(name, out), weight) for name, weight in named_weights(adapters).items()]
-    base = base_digest(self.model)
-    for adapter, _ in chosen: adapter.check_base(base, self.name, self.tokenizer.fingerprint)
-    model = (merge_adapters if merge else with_adapters)(self.model, chosen)
-    name = "+".join([self.name, *(Path(adapter.name).stem for adapter, _ in chosen)])
-    return DiffusionLM(model, self.tokenizer, name, self.dtype, self.folder)
-
-@patch
-def merged(self:DiffusionLM) -> DiffusionLM:
-    "The same model with its adapters in its weights: a plain one"
-    if not self.model.adapted: return self
-    return DiffusionLM(merge_adapters(self.model), self.tokenizer, self.name, self.dtype, self.folder)
-
 # %% ../nbs/60_lm.ipynb #000b
 FAR = 1 << 16 # the longest text that a block-diffusion model is asked for
 
@@ -524,6 +501,29 @@ def play(
     if template is None: return denoising_player(next(self._watched([prompt], (), options, **changes)))
     if prompt: raise UserError("a template has its own text: leave out prompt")
     return denoising_player(next(self._watched((), [template], options, **changes)))
+
+# %% ../nbs/60_lm.ipynb #ad62
+@patch
+def adapt(
+    self:DiffusionLM,
+    adapters: dict | str | Sequence[str], # {"A": 1., "B": .5}, "A:0.5", or ["A", "B:0.5"]: runs or files
+    out=None,                             # folder of runs; `checkpoints/` if not given
+    merge: bool = False,                  # add them to the weights, instead of running beside them
+) -> DiffusionLM:
+    "The same model with adapters, each times its weight; raises `UserError` for one of another base or tokenizer"
+    if self.model.adapted: raise UserError("this model has adapters already: name all of them in one call")
+    chosen = [(find_adapter(name, out), weight) for name, weight in named_weights(adapters).items()]
+    base = base_digest(self.model)
+    for adapter, _ in chosen: adapter.check_base(base, self.name, self.tokenizer.fingerprint)
+    model = (merge_adapters if merge else with_adapters)(self.model, chosen)
+    name = "+".join([self.name, *(Path(adapter.name).stem for adapter, _ in chosen)])
+    return DiffusionLM(model, self.tokenizer, name, self.dtype, self.folder)
+
+@patch
+def merged(self:DiffusionLM) -> DiffusionLM:
+    "The same model with its adapters in its weights: a plain one"
+    if not self.model.adapted: return self
+    return DiffusionLM(merge_adapters(self.model), self.tokenizer, self.name, self.dtype, self.folder)
 
 # %% ../nbs/60_lm.ipynb #100f
 _SHARED = ("config.yaml", "tokenizer.json", "model.safetensors", "summary.json", ADAPTER_FILE)
