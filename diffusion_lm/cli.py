@@ -789,6 +789,9 @@ class ExportCommand(Command):
     max_tokens: int = 8192 # tokens of test text on which the cost of smaller graphs is measured
     out: str = ""          # the folder to make (default: NAME-onnx)
     runs: str = ""         # folder of runs (default: checkpoints)
+    # a run that trained an adapter beside this run's weights, or its file; :0.5 behind it is a weight;
+    # several add up
+    adapter: list[str] = None
     json: bool = False     # print export.json
 
     spelling = {"run": ["run"]}
@@ -817,6 +820,7 @@ class ExportCommand(Command):
         from diffusion_lm.deploy.export import export_lm
         from diffusion_lm.lm import DiffusionLM
         lm = DiffusionLM.from_run(self.run, self.runs or None, "cpu")
+        if self.adapter: lm = lm.adapt(self.adapter, self.runs or None, merge=True)
         folder = Path(self.out or f"{lm.name}-{self.format}")
         score, windows = self.test_text(lm) if self.smaller else (None, None)
         about = export_lm(lm, folder, self.fp16, self.int8, windows, self.opset, score, self.format, say=note)
@@ -1033,8 +1037,9 @@ HELP = """usage: dlm COMMAND [options]      (dlm COMMAND --help says more)
   demo         train the demonstration model and see what it writes
   prepare      read and tokenize a text; --inspect says how difficult it is, sentence by sentence
   train        train by a recipe: --config NAME_OR_FILE, any field as --trainer.lr 3e-4;
-               --init RUN: begin with the weights of another run
-  sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE
+               --init RUN: begin with the weights of another run;
+               with --adapter.rank 16, train an adapter beside them
+  sample RUN   write text with a run: --prompt TEXT or --infill TEMPLATE; --adapter A[:WEIGHT]
   chat RUN     talk with a run; what was said is remembered as thoughts
   eval RUN     score held-out text in bits per byte; --style: what it writes; --task: a benchmark
   compare RUN RUN   two runs or more on the same held-out text: paired differences, cost, speed, texts

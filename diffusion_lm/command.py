@@ -153,7 +153,9 @@ def _given(parser, args):
 def _add_option(parser, field, names, help):
     "An option, a flag or a positional argument for a field"
     default = None if field.default is MISSING else field.default
-    if field.type == list[str]: parser.add_argument(field.name, nargs="+", help=help)
+    if field.type == list[str] and names[0].startswith("-"):
+        parser.add_argument(*names, dest=field.name, action="append", default=None, help=help)
+    elif field.type == list[str]: parser.add_argument(field.name, nargs="+", help=help)
     elif not names[0].startswith("-"):
         optional = {} if field.default is MISSING else dict(nargs="?", default=default)
         parser.add_argument(field.name, type=field.type, help=help, **optional)
@@ -225,13 +227,17 @@ class RunCommand(Command):
     run: str             # a run's name, its folder or its weights file
     out: str = ""        # folder of runs (default: checkpoints)
     device: str = "auto" # auto, cpu, cuda or mps
+    # a run that trained an adapter beside this run's weights, or its file; :0.5 behind it is a weight;
+    # several add up
+    adapter: list[str] = None
 
     spelling = {"run": ["run"]}
 
     def load(self):
         "The model of the run"
         from diffusion_lm.lm import DiffusionLM
-        return DiffusionLM.from_run(self.run, self.out or None, self.device)
+        lm = DiffusionLM.from_run(self.run, self.out or None, self.device)
+        return lm.adapt(self.adapter, self.out or None, merge=True) if self.adapter else lm
 
 # %% ../nbs/98_command.ipynb #0025
 def recipe_of(
@@ -316,7 +322,7 @@ def _read_recipes(args):
     "The arguments with recipes as files or as text, and what these recipes say"
     from diffusion_lm.files import RENAMED
     from diffusion_lm.training.recipe import SECTIONS
-    sections = {*SECTIONS, "curriculum", *(name.rpartition(".")[0] for name in RENAMED)}
+    sections = {*SECTIONS, "curriculum", "adapter", *(name.rpartition(".")[0] for name in RENAMED)}
     args, recipes = _present_names(args), []
     for i, a in enumerate(args):
         flag, joined, value = a.partition("=")

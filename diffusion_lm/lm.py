@@ -23,6 +23,15 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from .core import UserError, autocast, pick_device, pick_dtype, rng
 from .evaluation.metrics import Estimate, evaluate
 from .files import check_keys, find_run, read_json, read_yaml, unknown_key, write_text
+from diffusion_lm.models.adapters import (
+    ADAPTER_FILE,
+    base_digest,
+    find_adapter,
+    merge_adapters,
+    merged_state,
+    named_weights,
+    with_adapters,
+)
 from .models.make import make_model
 from .models.pretrained import pretrained_run
 from .models.transformer import ModelConfig, n_params
@@ -66,8 +75,8 @@ class DiffusionLM(
 
 # %% ../nbs/60_lm.ipynb #4002
 _SECTIONS = ( # of a config.yaml
-    "data", "tokenizer", "model", "objective", "noise", "ar", "trainer", "samples", "monitor", "curriculum", "seed",
-    "init")
+    "data", "tokenizer", "model", "objective", "noise", "ar", "trainer", "samples", "monitor", "curriculum", "adapter",
+    "seed", "init")
 
 def _model_section(path):
     "The `ModelConfig` and the objective of a run's configuration"
@@ -506,8 +515,31 @@ def play(
     if prompt: raise UserError("a template has its own text: leave out prompt")
     return denoising_player(next(self._watched((), [template], options, **changes)))
 
+# %% ../nbs/60_lm.ipynb #ad62
+@patch
+def adapt(
+    self:DiffusionLM,
+    adapters: dict | str | Sequence[str], # {"A": 1., "B": .5}, "A:0.5", or ["A", "B:0.5"]: runs or files
+    out=None,                             # folder of runs; `checkpoints/` if not given
+    merge: bool = False,                  # add them to the weights, instead of running beside them
+) -> DiffusionLM:
+    "The same model with adapters, each times its weight; raises `UserError` for one of another base or tokenizer"
+    if self.model.adapted: raise UserError("this model has adapters already: name all of them in one call")
+    chosen = [(find_adapter(name, out), weight) for name, weight in named_weights(adapters).items()]
+    base = base_digest(self.model)
+    for adapter, _ in chosen: adapter.check_base(base, self.name, self.tokenizer.fingerprint)
+    model = (merge_adapters if merge else with_adapters)(self.model, chosen)
+    name = "+".join([self.name, *(Path(adapter.name).stem for adapter, _ in chosen)])
+    return DiffusionLM(model, self.tokenizer, name, self.dtype, self.folder)
+
+@patch
+def merged(self:DiffusionLM) -> DiffusionLM:
+    "The same model with its adapters in its weights: a plain one"
+    if not self.model.adapted: return self
+    return DiffusionLM(merge_adapters(self.model), self.tokenizer, self.name, self.dtype, self.folder)
+
 # %% ../nbs/60_lm.ipynb #100f
-_SHARED = ("config.yaml", "tokenizer.json", "model.safetensors", "summary.json")
+_SHARED = ("config.yaml", "tokenizer.json", "model.safetensors", "summary.json", ADAPTER_FILE)
 
 @patch
 def _save_pretrained(self:DiffusionLM, save_directory):
@@ -520,9 +552,9 @@ def _save_pretrained(self:DiffusionLM, save_directory):
         config = yaml.safe_dump({"model": asdict(m.config), "objective": objective})
     write_text(at/"config.yaml", config)
     self.tokenizer.save(at/"tokenizer.json")
-    save_weights(m.state_dict(), at/"model.safetensors", tokenizer=self.tokenizer.fingerprint)
-    summary = self.folder and self.folder/"summary.json"
-    if summary and summary.exists(): shutil.copyfile(summary, at/"summary.json")
+    save_weights(merged_state(m), at/"model.safetensors", tokenizer=self.tokenizer.fingerprint)
+    for name in ("summary.json", ADAPTER_FILE):
+        if self.folder and (self.folder/name).exists(): shutil.copyfile(self.folder/name, at/name)
 
 @patch(cls_method=True)
 def _from_pretrained(

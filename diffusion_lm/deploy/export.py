@@ -600,7 +600,7 @@ def export_lm(
     say=lambda line: None,     # is told how far it is
 ) -> dict:
     "Write a folder that writes text without PyTorch; what its export.json says"
-    o = ExportOptions(fp16, int8, static, opset, score, format, draws)
+    o, lm = ExportOptions(fp16, int8, static, opset, score, format, draws), lm.merged() # adapters go into the weights
     out, model = Path(out), copy.deepcopy(lm.model).cpu().float().eval()
     o.check(kind_of(model))
     follow(out) # a link to a disk that is not there

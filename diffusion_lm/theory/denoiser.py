@@ -39,6 +39,7 @@ class Denoiser(nn.Module):
     stateful: bool = False    # do its last hidden states go into the next step?
     checkpointing: bool = False   # in training, compute the layers again in the backward pass?
     compiled: list | None = None  # compiled layers, for training
+    adapted = None            # what stands beside its layers, where it has adapters
 
     def __init__(
         self,

@@ -23,10 +23,27 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..core import UserError
 from ..files import commit_folder, damage, remove_files, settle
+from diffusion_lm.models.adapters import (
+    ADAPTER,
+    ADAPTER_FILE,
+    adapter_state,
+    merged_state,
+    save_adapter,
+    set_adapter_state,
+    take_adapter,
+)
 from .learner import Best, Callback, Learner, Turn
 from ..weights import load_weights, save_weights
 
 # %% ../../nbs/training/72_checkpoint.ipynb #0024
+def _averaging(decay):
+    "Move an average towards the weights, but for those that it shares with the model"
+    step = get_ema_multi_avg_fn(decay)
+    def move(average, now, n):
+        apart = [(a, p) for a, p in zip(average, now, strict=True) if a.data_ptr() != p.data_ptr()]
+        if apart: step(*map(list, zip(*apart)), n)
+    return move
+
 class EMA(Callback):
     "Keep an exponential moving average of the weights in `learn.ema`"
     order = -10
@@ -34,7 +51,9 @@ class EMA(Callback):
         if not learn.cfg.ema or learn.ema is not None: return
         compiled = learn.model.compiled
         learn.model.compiled = None # compiled layers cannot be copied, and need not be
-        average = AveragedModel(learn.model, multi_avg_fn=get_ema_multi_avg_fn(learn.cfg.ema))
+        average = AveragedModel(learn.model, multi_avg_fn=_averaging(learn.cfg.ema))
+        for a, p in zip(average.module.parameters(), learn.model.parameters(), strict=True):
+            if not p.requires_grad: a.data = p.data # what is frozen, one copy of is enough
         learn.ema = average.requires_grad_(False).eval()
         learn.model.compiled = compiled
 
@@ -45,11 +64,23 @@ class EMA(Callback):
 _WHOLE = StateDictOptions(full_state_dict=True)
 _WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
+def _own_file(model):
+    "What a checkpoint calls the weights that train"
+    return ADAPTER_FILE if model.adapted else "model.safetensors"
+
 def _weights(learn):
     "Weights by file name"
-    files = {"model.safetensors": get_model_state_dict(learn.model, options=_WHOLE_ON_CPU)}
-    if learn.ema is not None: files["ema.safetensors"] = learn.ema.module.state_dict()
-    return files
+    if learn.model.adapted: own = adapter_state(learn.model)
+    else: own = get_model_state_dict(learn.model, options=_WHOLE_ON_CPU)
+    files = {_own_file(learn.model): own}
+    if learn.ema is None: return files
+    average = learn.ema.module
+    return files | {"ema.safetensors": adapter_state(average) if average.adapted else average.state_dict()}
+
+def _set_weights(model, weights):
+    "Set all weights of a model, or its adapter"
+    if model.adapted: set_adapter_state(model, ADAPTER, weights)
+    else: set_model_state_dict(model, weights, options=_WHOLE)
 
 # %% ../../nbs/training/72_checkpoint.ipynb #n020
 def _of_all(learn, z):
@@ -79,7 +110,7 @@ def _trainer_state(learn):
     }
 
 # %% ../../nbs/training/72_checkpoint.ipynb #n008
-CHECKPOINT = {"model.safetensors", "ema.safetensors", "trainer.pt", "manifest.json"}
+CHECKPOINT = {"model.safetensors", ADAPTER_FILE, "ema.safetensors", "trainer.pt", "manifest.json"}
 
 def _is_checkpoint(path):
     "Has it the name of a checkpoint, and at least one of its files? Otherwise it is someone else's"
@@ -117,15 +148,29 @@ class Checkpoint(Callback):
         learn.acc.wait_for_everyone()
 
 # %% ../../nbs/training/72_checkpoint.ipynb #n022
+def _adapter(learn, state):
+    "The adapter that a learner trains, with these matrices"
+    return take_adapter(learn.model, tokenizer=learn.meta.get("tokenizer", ""))._replace(state=state)
+
+@patch
+def use(self:Checkpoint, learn, weights):
+    "Write weights as those to use: an adapter by itself and, merged into its base, as `model.safetensors`"
+    if learn.model.adapted:
+        adapter = _adapter(learn, weights)
+        save_adapter(adapter, self.run/ADAPTER_FILE)
+        weights = merged_state(learn.model, [(adapter, 1.)])
+    save_weights(weights, self.run/"model.safetensors", **learn.meta)
+
 @patch
 def write(self:Checkpoint, learn, files, state):
     "Write the folder of this step and the weights to use; remove old checkpoints"
     def fill(folder):
-        for name, weights in files.items(): save_weights(weights, folder/name)
+        for name, weights in files.items():
+            if learn.model.adapted: save_adapter(_adapter(learn, weights), folder/name)
+            else: save_weights(weights, folder/name)
         with open(folder/"trainer.pt", "wb") as f: torch.save(state, f) # errors of Python's files say what is wrong
     commit_folder(_step_folder(self.run, learn.step), fill)
-    to_use = files.get("ema.safetensors", files["model.safetensors"])
-    save_weights(to_use, self.run/"model.safetensors", **learn.meta)
+    self.use(learn, files.get("ema.safetensors", files[_own_file(learn.model)]))
     best = _step_folder(self.run, learn.best.step) if learn.best else None
     for p in steps_of(self.run)[:-learn.cfg.keep]:
         if p != best: remove_files(p, CHECKPOINT)
@@ -136,10 +181,9 @@ def use_best(self:Checkpoint, learn):
     "Put the weights of the best evaluation into the model and `model.safetensors`"
     path = _step_folder(self.run, learn.best.step)
     if damage(path): return # it has been removed or altered by hand: the last weights stay
-    weights = load_weights(path/("model.safetensors" if learn.ema is None else "ema.safetensors"))
-    if learn.ema is None: set_model_state_dict(learn.model, weights, options=_WHOLE)
-    else: learn.ema.module.load_state_dict(weights)
-    if learn.acc.is_main_process: save_weights(weights, self.run/"model.safetensors", **learn.meta)
+    weights = load_weights(path/(_own_file(learn.model) if learn.ema is None else "ema.safetensors"))
+    _set_weights(learn.model if learn.ema is None else learn.ema.module, weights)
+    if learn.acc.is_main_process: self.use(learn, weights)
     learn.acc.wait_for_everyone()
 
 # %% ../../nbs/training/72_checkpoint.ipynb #n012
@@ -183,10 +227,10 @@ def restore(
 @patch
 def _load_weights(self:Learner, path, state):
     "The model and its average"
-    set_model_state_dict(self.model, load_weights(path/"model.safetensors"), options=_WHOLE)
+    _set_weights(self.model, load_weights(path/_own_file(self.model)))
     EMA().before_fit(self)
     if self.ema is None: return
-    self.ema.module.load_state_dict(load_weights(path/"ema.safetensors"))
+    _set_weights(self.ema.module, load_weights(path/"ema.safetensors"))
     self.ema.n_averaged.fill_(state["ema_updates"])
 
 # %% ../../nbs/training/72_checkpoint.ipynb #n025

@@ -189,7 +189,8 @@ def make_optimizers(
     groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.}]
     lr = cfg.lr*(cfg.adamw_lr if hidden else 1)
-    opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(.9, .95), fused=True)]
+    groups = [g for g in groups if g["params"]] # none, where all that trains goes to Muon
+    opts = [torch.optim.AdamW(groups, lr=lr, betas=(.9, .95), fused=True)] if groups else []
     if hidden: opts.append(_muon(hidden, model, cfg))
     return opts
 

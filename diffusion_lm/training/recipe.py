@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from ..core import UserError, pick_device, pick_dtype, seed_everything
 from ..files import check_keys, digest, find_run, read_yaml, runs_dir, write_text
 from ..lm import DiffusionLM
+from ..models.adapters import AdapterConfig, target_layers
 from ..models.block import BLOCK
 from ..models.make import make_model
 from ..models.pretrained import pretrained_run
@@ -35,7 +36,7 @@ from .callbacks import MaskRange, SampleConfig
 from .curriculum import CurriculumConfig, make_stages, measure
 from .learner import TrainConfig
 from .monitor import MonitorConfig
-from ..weights import load_weights
+from ..weights import read_weights
 
 # %% ../../nbs/training/76_recipe.ipynb #0005
 @dataclass
@@ -57,6 +58,7 @@ class RunConfig:
     samples: SampleConfig = field(default_factory=SampleConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     curriculum: CurriculumConfig | None = None # what is read and masked, stage by stage; none: running text, all masks
+    adapter: AdapterConfig | None = None # what is trained beside the weights of init; none: all weights
     seed: int = 0
     init: str | InitConfig | None = None # begin with the weights of this run
 
@@ -64,6 +66,7 @@ class RunConfig:
         if isinstance(self.init, str): self.init = InitConfig(self.init)
         if isinstance(self.init, dict): self.init = InitConfig(**self.init)
         if isinstance(self.curriculum, dict): self.curriculum = CurriculumConfig(**self.curriculum)
+        if isinstance(self.adapter, dict): self.adapter = AdapterConfig(**self.adapter)
 
 # %% ../../nbs/training/76_recipe.ipynb #2004
 SECTIONS = dict(
@@ -165,6 +168,15 @@ def _check_curriculum(cfg):
     if cfg.objective == "ar" and (min(c.low), min(c.high)) != (0, 1):
         raise UserError("objective ar masks nothing: set curriculum.low to 0 and curriculum.high to 1 in all stages")
 
+# %% ../../nbs/training/76_recipe.ipynb #ad72
+def _check_adapter(cfg):
+    "An adapter has a base, and layers to stand beside"
+    if not cfg.adapter: return
+    if not cfg.init:
+        raise UserError("an adapter stands beside the weights of another run: name that run with --init RUN")
+    with torch.device("meta"): model = make_model(cfg.model.resolve(), 8, range(5), cfg.objective)
+    target_layers(model, cfg.adapter.check())
+
 # %% ../../nbs/training/76_recipe.ipynb #2013
 def _check_samples(cfg):
     "Steps, sampler, temperature and top-p of the samples are possible"
@@ -190,6 +202,7 @@ def check(
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     _check_noise(cfg)
     _check_curriculum(cfg)
+    _check_adapter(cfg)
     pick_dtype(pick_device(cfg.trainer.device), cfg.trainer.dtype)
     if not 0 <= cfg.seed < 2**63: raise UserError(f"seed must be between 0 and 2**63-1, got {cfg.seed}")
     _check_samples(cfg)
@@ -224,6 +237,7 @@ def _idle_elsewhere(cfg):
         for k in ("kind", "vocab_size"): out[f"tokenizer.{k}"] = "tokenizer.load takes one that is there"
     if cfg.objective == "ar": out["trainer.unfold"] = "a causal network sees nothing that follows"
     if cfg.trainer.optimizer != "muon": out["trainer.adamw_lr"] = "it goes with trainer.optimizer muon"
+    elif cfg.adapter: out["trainer.adamw_lr"] = "an adapter is made of matrices, and Muon steps all of them"
     if cfg.trainer.lr_schedule == "cosine": out["trainer.decay"] = "it goes with trainer.lr_schedule wsd"
     if c and c.epochs: out["curriculum.shares"] = "curriculum.epochs stand in its place"
     if c and all(ends == (0, 1) for ends in zip(c.low, c.high)):
@@ -336,7 +350,8 @@ def begin_with(
     was, tok = load_config(folder/"config.yaml"), Tokenizer.load(folder/"tokenizer.json")
     wrong = _differences(cfg, replace(was, model=was.model.resolve()), tok)
     if wrong: raise UserError(f"this run cannot begin with the weights of '{folder.name}': " + "; ".join(wrong))
-    weights, now = load_weights(file, tokenizer=tok.fingerprint), digest(file)
+    (weights, about), now = read_weights(file, tokenizer=tok.fingerprint), digest(file)
+    if "rank" in about: raise UserError(f"{file} is an adapter alone: begin with its run, '{folder.name}'")
     if cfg.init.digest not in (None, now):
         raise UserError(f"the weights of '{folder.name}' have changed since init.digest was written down: "
                         "leave it out to take them as they are")

@@ -192,6 +192,10 @@ def _about(cfg, s):
             f"({s['tokens_per_second']:,} tokens/s) on {s['machine']}, {s['dtype']}.")
     if first := s.get("init"):
         line += f" It began with the weights of `{_escape(first['run'])}` (digest {first['digest'][:12]})."
+    if a := s.get("adapter"):
+        line += (f" Only an adapter of rank {a['rank']} was trained: {a['parameters']:,} numbers, "
+                 f"{a['share']:.1%} of the parameters. `adapter.safetensors` is this adapter; `model.safetensors` is "
+                 "its base with the adapter merged into it, and all figures are of this model.")
     return [f"# {s['name']}", "", line]
 
 def _how_good(s):

@@ -35,6 +35,7 @@ from diffusion_lm.files import (
     write_text,
 )
 from ..lm import DiffusionLM
+from ..models.adapters import ADAPTER_FILE, add_adapter, merge_adapters
 from ..models.transformer import n_params
 from ..text.corpus import Corpus, lasting
 from ..text.store import Loader, TokenStore, prepare
@@ -64,7 +65,7 @@ from ..weights import load_weights, save_weights
 
 # %% ../../nbs/training/78_run.ipynb #3b02
 _OURS = {
-    "config.yaml", "tokenizer.json", "model.safetensors",
+    "config.yaml", "tokenizer.json", "model.safetensors", ADAPTER_FILE,
     "log.jsonl", "samples.jsonl", "summary.json",
     "report.md", "denoising.html", "loss.png", "norms.png", "monitor.png",
 }
@@ -218,11 +219,28 @@ def _callbacks(cfg, run, tok, store, stages, quiet, more):
     if cfg.trainer.tracker: calls.append(Tracker(cfg.trainer.tracker, run, asdict(cfg)))
     return calls
 
+# %% ../../nbs/training/78_run.ipynb #ad81
+@patch
+def adapt(self: Training, model):
+    "Load the base into a model, and put an untrained adapter beside its layers"
+    model.load_state_dict(self.first or self.base_weights())
+    run = Path(self.cfg.init.run)
+    of = "/".join(run.parts[-3:-1]) if run.suffix == ".safetensors" else run.name
+    add_adapter(model, self.cfg.adapter, seed=self.cfg.seed, of=of)
+
+@patch
+def base_weights(self: Training):
+    "The weights beside which the adapter of a resumed run was trained"
+    try: return begin_with(self.cfg, self.out).weights
+    except UserError as e:
+        raise UserError(f"the adapter '{self.name}' goes on only beside its base, '{self.cfg.init.run}': {e}") from None
+
 # %% ../../nbs/training/78_run.ipynb #200b
 @patch
 def assemble(self: Training):
     "The `Learner`: objective, loader and callbacks, on the device"
     objective, device = self.make(self.cfg, self.tok), pick_device(self.cfg.trainer.device)
+    if self.cfg.adapter: self.adapt(objective.model)
     loader, stages = self.reading(objective)
     if not objective.is_bound and self.cfg.objective in ("nelbo", "nelbo-count", "block"):
         self.say("this training loss is not a bound on the likelihood; evaluation is")
@@ -231,6 +249,8 @@ def assemble(self: Training):
     if device.type == "cpu": keep_memory()
     calls = _callbacks(self.cfg, self.run, self.tok, self.store, stages, self.quiet, self.callbacks)
     self.learn = Learner(objective, loader, self.cfg.trainer, calls)
+    if self.cfg.adapter and self.learn.sharded:
+        raise UserError("an adapter stands beside whole weights, and these are sharded: train it on one device")
     self.learn.data, self.learn.meta = self.store.path.name, {"tokenizer": self.tok.fingerprint}
     if self.learn.acc.is_main_process: _tidy(self.run)
 
@@ -257,7 +277,7 @@ def restore(self: Training):
     if path: self.say(f"resuming '{self.name}' from {path.name}")
     else:
         self.say(f"'{self.name}' has no checkpoint yet: starting at the first step")
-        if self.cfg.init: self.first = self.first_weights()
+        if self.cfg.init and not self.cfg.adapter: self.first = self.first_weights()
     if not self.learn.acc.is_main_process: return
     note_text(self.run, self.cfg.data)
     def before(r): return path is not None and r.get("step", 0) <= self.learn.step
@@ -271,14 +291,19 @@ def first_weights(self: Training):
     return begin_with(self.cfg, self.out).weights
 
 # %% ../../nbs/training/78_run.ipynb #2010
+def _trained(model): return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
 @patch
 def announce(self: Training):
     "Load what the run begins with, and say what is about to happen"
     learn, t = self.learn, self.cfg.trainer
     if self.first:
         self.say(f"beginning with the weights of '{self.cfg.init.run}'")
-        learn.begin_with(self.first)
+        if not self.cfg.adapter: learn.begin_with(self.first)
         self.first = None # frees the memory
+    if a := self.cfg.adapter:
+        some, all_ = _trained(learn.model), n_params(learn.model)
+        self.say(f"training an adapter of rank {a.rank}: {some:,} of {all_:,} parameters, the others stand still")
     if t.minutes and not learn.step: limit_steps(learn, t.minutes) # a first guess
     if t.micro_batch == "auto": self.say(f"{fit_micro_batch(learn)} sequences at a time")
     if t.compile: self.say("the first steps are slow: the layers are being compiled")
@@ -299,6 +324,7 @@ def fit(self: Training):
         learn.fit()
         if learn.stop: raise KeyboardInterrupt
         model = learn.best_model # with sharded weights, every process takes part in making it
+        if self.cfg.adapter: model = merge_adapters(model)
         if learn.acc.is_main_process: # the others need not wait: scoring may take longer than a process group allows
             finish(self.run, self.cfg, learn, model, self.tok, self.store, self.quiet)
     except Diverged as e:
@@ -344,6 +370,7 @@ def _training_figures(run, cfg, learn, model, train_tokens):
     "What is known of the training itself"
     tokens = learn.step*learn.loader.batch_size*learn.loader.length
     weights = ("best" if cfg.trainer.best else "last") + ("" if learn.ema is None else " ema")
+    if cfg.adapter: weights += ", adapter and base merged"
     return {
         "name": run.name,
         "objective": cfg.objective,
@@ -375,6 +402,9 @@ def summarise(run, cfg, learn, model, tok, store, quiet=False):
     summary["data"] = {"path": cfg.data.path, "store": store.path.name}
     summary["versions"] = {"diffusion_lm": __version__, "torch": torch.__version__}
     if cfg.init: summary["init"] = asdict(cfg.init)
+    if cfg.adapter:
+        n = _trained(learn.model)
+        summary["adapter"] = asdict(cfg.adapter) | {"parameters": n, "share": round(n/n_params(model), 5)}
     if cfg.curriculum: summary["stages"] = [r["stage_end"] for r in read_jsonl(run/"log.jsonl") if "stage_end" in r]
     return summary
 
