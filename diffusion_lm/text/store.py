@@ -81,6 +81,12 @@ def pair(
     return self.tokens[begin:middle], self.tokens[middle + 1:end]
 
 @patch
+def texts(self: TokenStore, split: str) -> np.ndarray:
+    "The tokens of a split without its conditions"
+    if not self.paired: return self.split(split)
+    return np.concatenate([self.pair(i)[1] for i in self.numbers(split)])
+
+@patch
 def numbers(self: TokenStore, split: str) -> np.ndarray:
     "The numbers of the documents of a split"
     return np.flatnonzero(self.splits == SPLITS.index(split))

@@ -67,7 +67,9 @@ class LeftToRight(Denoiser):
     def __init__(self, model: Denoiser):
         super().__init__(model.vocab_size, model.specials)
         if not model.infills: raise UserError("this model reads from left to right anyway")
-        self.model, self.config = model, model.config
+        self.model, self.config, self.room = model, model.config, model.room
+
+    def given(self, condition, scale=0.): return LeftToRight(self.model.given(condition, scale))
 
     def features(self, x, t=None, *, pos=None, mask=None, cache=None, memory=None, latent=None):
         seen = 0 if cache is None else cache[0][0].shape[1]
