@@ -280,6 +280,9 @@ class SampleCommand(WritingCommand):
     length: int = 0           # tokens in all, with the prompt (default: the model's context)
     include: str = ""         # words that must occur, separated by commas
     avoid: str = ""           # words that must not occur, separated by commas
+    # what to go on from, or to answer, for a run that was trained on pairs; '' for nothing
+    condition: str = ""
+    condition_scale: float = 0. # with --condition: above 0, follow it more closely; twice the evaluations
     stream: bool = False      # show the text while it is written
     interactive: bool = False # ask for prompt after prompt, and stream
 
@@ -298,6 +301,7 @@ class SampleCommand(WritingCommand):
             Rule("include", not self.fills, "goes with --prompt; write the words into the template"),
             Rule("length", not self.fills, "goes with --prompt; a template has its own length"),
             Rule("strength", bool(self.toward), "goes with --toward"),
+            Rule("condition_scale", "condition" in self.given, "goes with --condition"),
         ]
 
     def check(self):
@@ -335,10 +339,19 @@ def check_with(self:SampleCommand, lm, o):
         Rule("top_k top_p", self.temperature != 0 or cools,
              "changes nothing at temperature 0, which takes the most probable token"))
 
+# %% ../nbs/99_cli.ipynb #cd01
+@patch
+def told(self:SampleCommand, lm):
+    "The run, given the condition that was typed; refuses one that waits for a condition in vain"
+    given = "condition" in self.given
+    check_that(given or not lm.asks,
+               f"run '{lm.name}' goes on from a condition: give --condition TEXT, or --condition '' for none")
+    return lm.given(self.condition, self.condition_scale) if given else lm
+
 # %% ../nbs/99_cli.ipynb #0068
 @patch
 def __call__(self:SampleCommand):
-    lm = self.load()
+    lm = self.told(self.load())
     o, length = self.options(lm), self.length or None
     self.check_with(lm, o)
     if self.interactive: return converse(lambda prompt, i: lm.stream(prompt, length=length, row=i, options=o))
@@ -349,6 +362,7 @@ def __call__(self:SampleCommand):
     else: texts = lm.generate(self.prompt, self.n, length, include, avoid, o)
     about = {"prompt": self.infill or self.prompt, "seed": o.seed, "sampler": o.sampler,
              "steps": None if _chooses_steps(o.sampler, lm) else o.steps}
+    if lm.condition is not None: about["condition"] = lm.condition
     self.answer([{"text": t, **about} for t in texts], f"\n{'─'*20}\n".join(texts))
 
 # %% ../nbs/99_cli.ipynb #100b

@@ -122,6 +122,7 @@ class Graph(NamedTuple):
 # %% ../../nbs/deploy/90_export.ipynb #000f
 def kind_of(model) -> str:
     "thought, block, ar or denoiser"
+    if model.room: raise UserError("a model with an encoder cannot be exported yet: write with it by dlm sample")
     if model.thought: return "thought"
     if model.block: return "block"
     return "ar" if model.causal else "denoiser"

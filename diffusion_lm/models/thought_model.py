@@ -49,10 +49,14 @@ class MemoryAttention(nn.Module):
         self.value = nn.Linear(tokens, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
 
-    def forward(self, memory: torch.Tensor) -> Extra: # (b,n,tokens)
+    def forward(
+        self,
+        memory: torch.Tensor,               # (b,n,tokens)
+        places: torch.Tensor | None = None, # where they stand (b,n); just before the text if not given
+    ) -> Extra:
         z = self.norm(memory)
         k, v = (project(z).unflatten(-1, (self.heads, -1)) for project in (self.key, self.value))
-        places = torch.arange(-z.shape[1], 0, device=z.device) # as if they were text before
+        if places is None: places = torch.arange(-z.shape[1], 0, device=z.device) # as if they were text before
         rot = (r.to(k.dtype) for r in rope_table(places, k.shape[-1]))
         return Extra(rope(k, *rot), v, self.out.weight)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'TokenStore', 'store_name', 'token_store', 'TokenizerConfig', 'store_of', 'prepare', 'corpus_of', 'Window',
-           'Layout', 'Packed', 'Streams', 'Pairs', 'Batch', 'Loader', 'eval_windows']
+           'Layout', 'Packed', 'Streams', 'Pairs', 'fitted', 'joined_pair', 'Answers', 'Conditioned', 'cut_notes',
+           'Batch', 'Loader', 'eval_windows']
 
 # %% ../../nbs/text/13_store.ipynb #0003
 import os
@@ -43,6 +44,7 @@ class TokenStore:
         self.offsets = docs["offsets"] # where each document begins in `tokens` (n+1,)
         self.splits = docs["sides"]    # of each document: 0 train, 1 validation, 2 test (n,)
         self.n_bytes = docs["n_bytes"] # UTF-8 bytes of each document (n,)
+        self.middle = docs["middle"] if "middle" in docs else None # of pairs: where [SEP] stands in each document (n,)
         self.tokens = np.memmap(self.path/"tokens.bin", dtype=self.meta["dtype"], mode="r")
         return len(self.tokens) == self.offsets[-1]
 
@@ -64,6 +66,31 @@ def documents(self: TokenStore, split: str) -> np.ndarray:
     i = np.flatnonzero(self.splits == SPLITS.index(split))
     return self.offsets[i[0]:i[-1] + 2]
 
+@patch(as_prop=True)
+def paired(self: TokenStore) -> bool:
+    "Does it hold pairs of a condition and a text?"
+    return self.middle is not None
+
+@patch
+def pair(
+    self: TokenStore,
+    i: int, # number of a document
+) -> tuple[np.ndarray, np.ndarray]:
+    "The tokens of a condition, and those of its text up to [EOS]"
+    begin, middle, end = self.offsets[i], self.middle[i], self.offsets[i + 1]
+    return self.tokens[begin:middle], self.tokens[middle + 1:end]
+
+@patch
+def texts(self: TokenStore, split: str) -> np.ndarray:
+    "The tokens of a split without its conditions"
+    if not self.paired: return self.split(split)
+    return np.concatenate([self.pair(i)[1] for i in self.numbers(split)])
+
+@patch
+def numbers(self: TokenStore, split: str) -> np.ndarray:
+    "The numbers of the documents of a split"
+    return np.flatnonzero(self.splits == SPLITS.index(split))
+
 @patch
 def names(self: TokenStore) -> list[str]:
     "The name of each document (n,)"
@@ -77,24 +104,29 @@ def splits_of(self: TokenStore, corpus: Corpus) -> np.ndarray:
 
 # %% ../../nbs/text/13_store.ipynb #0021
 def _encoded(corpus: Corpus, tok, order: np.ndarray):
-    "The documents of a corpus in this order, each with its tokens; many are encoded in parallel"
+    "The documents of a corpus in this order, each with the tokens of its condition and of its text; many in parallel"
     for i in range(0, len(order), 256):
         docs = [corpus[int(j)] for j in order[i:i + 256]]
-        yield from zip(docs, tok.encode_batch([d.text for d in docs]))
+        conditions = tok.encode_batch([d.condition or "" for d in docs])
+        yield from zip(docs, conditions, tok.encode_batch([d.text for d in docs]))
 
 # %% ../../nbs/text/13_store.ipynb #6001
 def _build(corpus: Corpus, tok, splits: np.ndarray, path: Path):
     "Write a store to the folder `path`"
     dtype = np.uint16 if len(tok) <= 1 << 16 else np.uint32
-    sizes, n_bytes, names = [], [], []
+    sizes, n_bytes, names, before = [], [], [], []
     with open(path/"tokens.bin", "wb") as f:
-        for d, ids in _encoded(corpus, tok, np.argsort(splits, kind="stable")):
+        for d, condition, ids in _encoded(corpus, tok, np.argsort(splits, kind="stable")):
+            if d.condition is not None:
+                before.append(len(condition))
+                ids = np.concatenate([condition, [tok.sep], ids])
             f.write(np.append(ids, tok.eos).astype(dtype).tobytes())
             sizes.append(len(ids) + 1)
             n_bytes.append(tok.n_bytes[ids].sum())
             names.append(_one_line(d.name))
     offsets = np.cumsum([0, *sizes])
-    np.savez(path/"docs.npz", offsets=offsets, sides=np.sort(splits), n_bytes=np.array(n_bytes))
+    middle = {"middle": offsets[:-1] + before} if before else {}
+    np.savez(path/"docs.npz", offsets=offsets, sides=np.sort(splits), n_bytes=np.array(n_bytes), **middle)
     (path/"names.txt").write_text("\n".join(names), encoding="utf-8")
     for f in path.iterdir(): _fsync(f)
     write_json(path/"meta.json", {
@@ -172,7 +204,7 @@ def _own_tokenizer(corpus: Corpus, config: TokenizerConfig, cache: Path):
     with owner(kept, f"the tokenizer of {corpus.name}", wait=_wait):
         if kept.exists(): return Tokenizer.load(kept), None # another process was faster
         splits = split(corpus)
-        texts = (corpus[int(i)].text for i in np.flatnonzero(splits == 0))
+        texts = (corpus[int(i)].whole for i in np.flatnonzero(splits == 0))
         tok = train_tokenizer(texts, config.kind, config.vocab_size)
         tok.save(kept)
         return tok, splits
@@ -195,7 +227,10 @@ def prepare(
 def corpus_of(store: TokenStore, tok) -> Corpus:
     "The corpus that a store was built from, split by split; its fingerprint is not known"
     bounds = zip(store.offsets[:-1], store.offsets[1:] - 1) # without [EOS]
-    docs = [Document(n, tok.decode(store.tokens[a:b])) for n, (a, b) in zip(store.names(), bounds)]
+    if store.paired:
+        pairs = [[tok.decode(part) for part in store.pair(i)] for i in range(len(store.middle))]
+        docs = [Document(n, text, {"condition": c}) for n, (c, text) in zip(store.names(), pairs)]
+    else: docs = [Document(n, tok.decode(store.tokens[a:b])) for n, (a, b) in zip(store.names(), bounds)]
     return Corpus(store.meta["corpus"], docs, "")
 
 # %% ../../nbs/text/13_store.ipynb #5008
@@ -204,6 +239,7 @@ class Window(NamedTuple):
     tokens: np.ndarray  # (l,)
     start: bool = False # does a document begin here? (layout "streams" only)
     document: int = -1  # which document of the store it is from; -1 in a layout that does not know
+    condition: np.ndarray | None = None # what the tokens answer to, padded; None in a layout of plain text
 
 # %% ../../nbs/text/13_store.ipynb #6006
 class Layout:
@@ -327,6 +363,82 @@ class Pairs(Layout):
         text = self.x[a:a + self.length - 1].astype(np.int64)
         return Window(np.insert(text, self.length//2, self.sep))
 
+# %% ../../nbs/text/13_store.ipynb #cd04
+def fitted(
+    ids: np.ndarray,
+    length: int,
+    fill: int,       # the token behind them
+) -> np.ndarray:
+    "Exactly `length` tokens, int64: the first of `ids`, filled up where there are fewer"
+    some = np.asarray(ids[:length], np.int64)
+    return np.pad(some, (0, length - len(some)), constant_values=fill)
+
+def joined_pair(
+    condition: np.ndarray, # its tokens
+    text: np.ndarray,      # those that belong to it
+    length: int,           # of the window
+    sep: int,              # id of [SEP]
+    eos: int,              # id of [EOS]
+) -> np.ndarray:
+    "A window of `length` tokens: the condition (half of the window, at most), [SEP], and the text"
+    return fitted(np.concatenate([condition[:length//2], [sep], text]), length, eos)
+
+# %% ../../nbs/text/13_store.ipynb #cd07
+class _OfPairs(Layout):
+    "Windows that are pairs, one for each document of the split, in another order every epoch"
+    def open(self, store, split):
+        if not store.paired: raise UserError("this text has no pairs: set data.condition to a column, or 'first sentence'")
+        self.store, self.documents = store, store.numbers(split)
+        self.pad, self.sep, self.eos = (store.meta[k] for k in ("pad", "sep", "eos"))
+        self.n = len(self.documents)
+
+    def plan(self, epoch): return rng(self.seed, "epoch", epoch).permutation(self.documents)
+
+class Answers(_OfPairs):
+    "A condition, [SEP], and its text in one window"
+    def window(self, plan, i):
+        pair = self.store.pair(plan[i])
+        return Window(joined_pair(*pair, self.length, self.sep, self.eos), document=int(plan[i]))
+
+# %% ../../nbs/text/13_store.ipynb #cd08
+class Conditioned(_OfPairs):
+    "A text, and beside it the condition"
+    def __init__(
+        self,
+        *args,              # of Layout
+        room: int,          # tokens of a condition, at most
+        dropout: float = 0. # windows whose condition is left out, as a fraction
+    ):
+        self.room, self.dropout = room, dropout
+        super().__init__(*args)
+
+    def window(self, plan, i):
+        condition, text = self.store.pair(plan[i])
+        beside = fitted(condition, self.room, self.pad)
+        return Window(fitted(text, self.length, self.eos), document=int(plan[i]), condition=beside)
+
+    def __call__(self, n):
+        w = super().__call__(n)
+        if rng(self.seed, "condition", n).random() >= self.dropout: return w
+        return w._replace(condition=np.full_like(w.condition, self.pad))
+
+# %% ../../nbs/text/13_store.ipynb #cd11
+def cut_notes(
+    store: TokenStore, # of pairs
+    length: int,       # tokens of a text, or of a pair in one window
+    room: int | None = None, # tokens of a condition beside the text; None: both stand in one window
+) -> list[str]:
+    "Lines on how many conditions and texts are cut; none where all fit"
+    before, ends = store.middle - store.offsets[:-1], store.offsets[1:] - store.middle - 2 # without [SEP] and [EOS]
+    most = length//2 if room is None else room
+    left = length - np.minimum(before, most) - 1 if room is None else length
+    lines = []
+    for what, cut, n in (("conditions", before > most, most), ("texts", ends > left, None)):
+        if not cut.any(): continue
+        read = "as much as fits into the window" if n is None else f"the first {n} tokens"
+        lines.append(f"{cut.sum():,} of {len(cut):,} {what} are cut: of these, {read} is read")
+    return lines
+
 # %% ../../nbs/text/13_store.ipynb #5012
 class Batch(NamedTuple):
     "What one training step reads"
@@ -335,13 +447,14 @@ class Batch(NamedTuple):
     u: torch.Tensor                      # uniforms that decide what is masked (b,l), float32
     start: torch.Tensor | None = None    # does a document begin with this window? (b,), bool
     document: torch.Tensor | None = None # of the store, which it is from, or -1: (b,), int64
+    condition: torch.Tensor | None = None # what each row answers to (b,c), padded; None for plain text
 
     def to(self, device):
         "The same batch on a device"
         return Batch(*(v if v is None else v.to(device, non_blocking=True) for v in self))
 
 # %% ../../nbs/text/13_store.ipynb #002e
-LAYOUTS = {"packed": Packed, "streams": Streams, "pairs": Pairs}
+LAYOUTS = {"packed": Packed, "streams": Streams, "pairs": Pairs, "answers": Answers}
 
 class Loader:
     "Training batches; sample number n is a pure function of (seed, n)"
@@ -353,11 +466,11 @@ class Loader:
         split: str = "train",       # which split of the corpus
         seed: int = 0,
         blocks: int = 1,            # times drawn for each sequence
-        layout: str | Callable = "packed", # "packed", "streams", "pairs", or what is called like them
+        layout: str | Callable = "packed", # one of LAYOUTS, or what is called like them
         segment: int | None = None, # of streams: windows of a document before turning to another
     ):
         size = len(store.split(split))
-        if size < length:
+        if size < length and not store.paired:
             raise UserError(f"the {split} split has {size} tokens, fewer than one window of "
                             f"{length}: use more text or a smaller model.length")
         self.length, self.batch_size, self.seed, self.blocks = length, batch, seed, blocks
@@ -385,12 +498,14 @@ def batch(
     numbers = [step*self.batch_size + row for row in rows] # of the samples
     windows = [self.window(n) for n in numbers]
     u = [rng(self.seed, "mask", n).random(self.length, dtype=np.float32) for n in numbers]
+    beside = [w.condition for w in windows]
     return Batch(
         x=torch.from_numpy(np.stack([w.tokens for w in windows]).astype(np.int64)),
         t=torch.from_numpy(self.times(step)[rows].astype(np.float32)),
         u=torch.from_numpy(np.stack(u)),
         start=torch.tensor([w.start for w in windows]),
-        document=torch.tensor([w.document for w in windows]))
+        document=torch.tensor([w.document for w in windows]),
+        condition=None if beside[0] is None else torch.from_numpy(np.stack(beside)))
 
 # %% ../../nbs/text/13_store.ipynb #0035
 def eval_windows(

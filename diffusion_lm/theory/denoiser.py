@@ -37,6 +37,7 @@ class Denoiser(nn.Module):
     thought = None            # settings of the thoughts that connect the blocks
     ahead: int | None = None  # while a causal network unfolds: how many tokens ahead a position sees; None: all
     stateful: bool = False    # do its last hidden states go into the next step?
+    room: int = 0             # tokens of a condition that it reads beside the text; 0: it has no encoder
     checkpointing: bool = False   # in training, compute the layers again in the backward pass?
     compiled: list | None = None  # compiled layers, for training
     adapted = None            # what stands beside its layers, where it has adapters
@@ -59,6 +60,14 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def forward(self, x, t=None, **kw): return self.head(self.features(x, t, **kw)[0])
+
+    def rows(self, which):
+        "The same model for some rows of a batch: another one only where it holds something for each row"
+        return self
+
+    def given(self, condition, scale=0.):
+        "The same model, given conditions (b,c)"
+        raise UserError("this model has no encoder, so it takes no condition")
 
 # %% ../../nbs/theory/21_denoiser.ipynb #000d
 @patch(as_prop=True)

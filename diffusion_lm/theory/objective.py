@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'token_nll', 'masked_nll', 'read_nll', 'ar_nll', 'LeftToRight', 'NoiseConfig', 'ARConfig', 'Objective',
-           'choose', 'turned', 'moved']
+           'choose', 'turned', 'moved', 'AnswerObjective']
 
 # %% ../../nbs/theory/23_objective.ipynb #0003
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core import UserError, at_least, one_of, within
@@ -66,7 +67,9 @@ class LeftToRight(Denoiser):
     def __init__(self, model: Denoiser):
         super().__init__(model.vocab_size, model.specials)
         if not model.infills: raise UserError("this model reads from left to right anyway")
-        self.model, self.config = model, model.config
+        self.model, self.config, self.room = model, model.config, model.room
+
+    def given(self, condition, scale=0.): return LeftToRight(self.model.given(condition, scale))
 
     def features(self, x, t=None, *, pos=None, mask=None, cache=None, memory=None, latent=None):
         seen = 0 if cache is None else cache[0][0].shape[1]
@@ -154,6 +157,13 @@ class Objective(nn.Module):
         "How many times it takes for a sequence of `length` tokens"
         return length//self.model.block if self.name == "block" else self.noise.blocks
 
+    def scored(
+        self,
+        x: torch.Tensor, # tokens (b,l)
+    ) -> torch.Tensor:
+        "Which tokens may be masked, and count (b,l), bool: all real ones"
+        return x != self.model.pad
+
     def readings(self, model: Denoiser) -> dict[str, Denoiser]:
         "How else a model that it trains can be read and scored, by name"
         return {"left_to_right": LeftToRight(model)} if self.name == "dual" else {}
@@ -174,7 +184,7 @@ def corrupt(
     u: torch.Tensor, # uniforms (b,l)
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "What is masked (b,l), bool, and the weight of each position (b,l)"
-    real, l = x != self.model.pad, x.shape[1]
+    real, l = self.scored(x), x.shape[1]
     m, w = self.ratio_and_weight(t)
     if self.name in ("nelbo", "llada"): return mask_random(per_token(m, l), u, real), per_token(w, l)
     masked, k, n = mask_exact(m, u, real)
@@ -189,14 +199,18 @@ def mean(
     w: torch.Tensor,      # weights (b,l)
     x: torch.Tensor,      # tokens (b,l)
 ) -> torch.Tensor:
-    "Weighted nats per real token"
-    return (nll*w[masked]).sum()/(x != self.model.pad).sum()
+    "Weighted nats per scored token"
+    return (nll*w[masked]).sum()/self.scored(x).sum()
 
 @patch
-def masked_loss(self:Objective, x, t, u): # as for `corrupt`
+def masked_loss(
+    self:Objective,
+    model: Denoiser, # the one that is trained, or a view of it
+    x, t, u,         # as for `corrupt`
+) -> torch.Tensor:
     "Nats per real token of the denoiser"
     masked, w = self.corrupt(x, t, u)
-    nll = masked_nll(self.model, x, masked, t, self.smoothing)
+    nll = masked_nll(model, x, masked, t, self.smoothing)
     return self.mean(nll, masked, w, x)
 
 # %% ../../nbs/theory/23_objective.ipynb #5008
@@ -264,21 +278,45 @@ def causal_loss(
     return read_nll(model, read, y, self.smoothing).sum()/(y != model.pad).sum()
 
 @patch
-def dual_loss(self:Objective, x, t, u): # as for corrupt
+def dual_loss(self:Objective, model, x, t, u): # as for masked_loss
     "Nats per real token, some rows read from left to right and the others masked"
     left, u = choose(u, self.ar.share)
-    loss, tokens = 0., (x != self.model.pad).sum(1)
+    loss, tokens = 0., self.scored(x).sum(1)
     if left.any():
         weight = tokens[left].sum()/tokens.sum()
-        loss = loss + weight*self.causal_loss(LeftToRight(self.model), x[left], u[left])
+        loss = loss + weight*self.causal_loss(LeftToRight(model.rows(left)), x[left], u[left])
     if not left.all():
         weight = tokens[~left].sum()/tokens.sum()
-        loss = loss + weight*self.masked_loss(x[~left], t[~left], u[~left])
+        loss = loss + weight*self.masked_loss(model.rows(~left), x[~left], t[~left], u[~left])
     return loss
+
+@patch
+def loss(self:Objective, model, x, t, u): # as for masked_loss
+    "Loss in nats per real token of a view of the model"
+    if self.name == "dual": return self.dual_loss(model, x, t, u)
+    if self.name == "ar": return self.causal_loss(model, x, u)
+    return self.masked_loss(model, x, t, u)
 
 @patch
 def forward(self:Objective, x, t, u): # as for corrupt
     "Loss in nats per real token"
-    if self.name == "dual": return self.dual_loss(x, t, u)
-    if self.name == "ar": return self.causal_loss(self.model, x, u)
-    return self.masked_loss(x, t, u)
+    return self.loss(self.model, x, t, u)
+
+# %% ../../nbs/theory/23_objective.ipynb #cd02
+class AnswerObjective(Objective):
+    "The training loss of texts that answer to something: what stands up to [SEP] is read, and neither masked nor counted"
+    layout = "answers"
+
+    def check(self):
+        super().check()
+        if self.name in ("ar", "dual") and not self.ar.plain:
+            raise UserError("a prompt stands before its answer: leave out ar.replace, ar.reverse and ar.ahead")
+
+    def scored(self, x): # as for Objective
+        "The tokens behind the first [SEP]"
+        begun = (x == self.model.specials[4]).cumsum(1) > 0
+        return F.pad(begun, (1, 0))[:, :-1] & (x != self.model.pad)
+
+    def from_left(self, x, u): # as for Objective
+        read, y = Objective.from_left(self, x, u)
+        return read, torch.where(self.scored(x), y, self.model.pad)

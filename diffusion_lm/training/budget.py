@@ -120,7 +120,8 @@ def _memory_used(learn, b, n):
     "Memory that a forward and backward pass over the first `n` rows of a batch takes (bytes, of the CPU)"
     free = _available()
     part = Batch(*(v if v is None else v[:n] for v in b))
-    with autocast(learn.device, learn.dtype): out = learn.raw(part.x, part.t, part.u)
+    told = () if part.condition is None else (part.condition,)
+    with autocast(learn.device, learn.dtype): out = learn.raw(part.x, part.t, part.u, *told)
     loss = out[0] if learn.stateful else out
     learn.scaler.scale(loss).backward()
     return max(0, free - _available())

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..core import UserError, one_of, rng, within
-from ..evaluation.metrics import evaluate
+from ..evaluation.metrics import evaluate_split
 from ..files import append_jsonl
 from ..lm import DiffusionLM
 from ..sampling.sampler import PLAIN, SampleOptions
@@ -113,8 +113,7 @@ def write(self:Log, learn):
 class Validate(Callback):
     "Score the validation split every `eval_every` steps; `learn.best` is the best in nats per token"
     order = 10
-    def __init__(self, store, tok):
-        self.tok, self.tokens, self.offsets = tok, store.split("validation"), store.documents("validation")
+    def __init__(self, store, tok): self.store, self.tok = store, tok
 
     def before_fit(self, learn): learn.done = self.enough(learn) # a run that stopped early stays so when it is resumed
 
@@ -129,8 +128,8 @@ class Validate(Callback):
 @patch
 def score(self:Validate, learn, model):
     "Nats per token and bits per byte of a model on the validation split"
-    r = evaluate(model, self.tok, self.tokens, self.offsets, draws=1, dtype=learn.dtype,
-                 max_tokens=learn.cfg.eval_tokens)
+    r = evaluate_split(model, self.tok, self.store, "validation", ("right",), draws=1, dtype=learn.dtype,
+                       max_tokens=learn.cfg.eval_tokens)
     return {k: r[k]["value"] for k in ("nats_per_token", "bits_per_byte")}
 
 @patch
@@ -150,6 +149,7 @@ class SampleConfig:
     "The `samples:` section of a recipe: what a run shows of itself"
     prompts: list[str] = field(default_factory=lambda: [""]) # texts to continue; "" starts from nothing
     templates: list[str] = field(default_factory=list)       # templates to fill, with [MASK:n]
+    condition: str | None = None # what samples answer to, of a run on pairs; the first of its validation split if not given
     sampler: str = "ancestral"
     steps: int = 64
     temperature: float = 1.
@@ -168,11 +168,13 @@ def sample_records(
     n: int = 1, # samples for each prompt and template
 ) -> list[dict]:
     "Samples for the prompts and templates of `cfg`, as records of `samples.jsonl`"
+    if lm.asks and cfg.condition is not None: lm = lm.given(cfg.condition)
     kw = dict(n=n, options=cfg.options(seed))
     name = "left-to-right" if lm.model.causal else cfg.sampler
     texts = [(p, t) for p in cfg.prompts for t in lm.generate(p, **kw)]
     if lm.infills: texts += [(p, t) for p in cfg.templates for t in lm.infill(p, **kw)]
-    return [{"text": t, "prompt": p, "seed": seed, "sampler": name, "steps": cfg.steps} for p, t in texts]
+    told = {} if lm.condition is None else {"condition": lm.condition}
+    return [{"text": t, "prompt": p, "seed": seed, "sampler": name, "steps": cfg.steps} | told for p, t in texts]
 
 # %% ../../nbs/training/73_callbacks.ipynb #n003
 class Samples(Callback):
@@ -186,7 +188,7 @@ class Samples(Callback):
         model = learn.best_model # with sharded weights, every process takes part in making it
         if not learn.acc.is_main_process: return
         dtype = learn.dtype if learn.device.type == "cuda" else torch.float32 # as at the end
-        lm = DiffusionLM(model, self.tok, dtype=dtype)
+        lm = DiffusionLM(model, self.tok, dtype=dtype, pairs=self.cfg.condition is not None)
         for r in sample_records(lm, self.cfg, self.seed): append_jsonl(self.path, r | {"step": learn.step})
         learn.model.train() # `DiffusionLM` has put what it was given into evaluation mode
 

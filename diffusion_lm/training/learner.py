@@ -83,6 +83,7 @@ class TrainConfig:
     save_every: int = 500          # steps between checkpoints
     keep: int = 2                  # checkpoints to keep, besides the best
     tracker: str | None = None     # also send the log to tensorboard or wandb
+    stage: str = "all"             # of a model with an encoder: what trains; decoder, condition (all else rests) or all
     device: str = "auto"           # auto, cpu, cuda, mps
     dtype: str = "auto"            # of matrix products: auto, float32, bfloat16, float16
 
@@ -159,7 +160,8 @@ def _step(self:Muon, p, turn, group):
 # %% ../../nbs/training/70_learner.ipynb #n012
 def _for_muon(name, p):
     "Is this a matrix inside the layers, other than those that turn the time into scales and shifts?"
-    return p.ndim == 2 and name.startswith("blocks.") and ".ada." not in name
+    in_layers = name.removeprefix("encoder.").startswith("blocks.")
+    return p.ndim == 2 and in_layers and ".ada." not in name
 
 def _turns(hidden, tokens):
     "So many that Muon's products are about an eighth of those of a step of `tokens` tokens: 1 to 4"
@@ -382,6 +384,7 @@ class MicroBatch(NamedTuple):
     start: torch.Tensor | None = None    # does a row begin a document? (n,)
     document: torch.Tensor | None = None # which document a row is from (n,)
     carried: tuple | None = None         # what the step before handed on, for these rows
+    condition: torch.Tensor | None = None # what the rows answer to (n,c)
 
 # %% ../../nbs/training/70_learner.ipynb #n040
 @patch
@@ -389,12 +392,13 @@ def _split(self:Learner, b:Batch) -> list[MicroBatch]:
     "The micro-batches of a batch"
     low, high = self.mask_range
     rows, n = len(b.x), self.micro or len(b.x)
-    real = (b.x != self.model.pad).sum(-1).float()
+    real = self.raw.scored(b.x).sum(-1).float()
     mean = self.acc.reduce(real.sum(), "mean") if self.world > 1 else real.sum() # over the processes
     parts = []
     for i in range(0, rows, n):
         at = slice(i, i + n)
         part = MicroBatch(b.x[at], low + (high - low)*b.t[at], b.u[at], real[at].sum()/mean)
+        if b.condition is not None: part = part._replace(condition=b.condition[at])
         if self.stateful: part = self._with_state(part, b, at)
         parts.append(part)
     return parts
@@ -410,7 +414,8 @@ def _with_state(self:Learner, part, b, at):
 def _loss(self:Learner, part):
     "Loss of a micro-batch, and what a stateful objective hands on (else None)"
     with autocast(self.device, self.dtype):
-        if not self.stateful: return self.objective(part.x, part.t, part.u), None
+        told = () if part.condition is None else (part.condition,)
+        if not self.stateful: return self.objective(part.x, part.t, part.u, *told), None
         return self.objective(part.x, part.t, part.u, part.start, part.document, part.carried)
 
 # %% ../../nbs/training/70_learner.ipynb #n045

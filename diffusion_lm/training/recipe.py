@@ -18,11 +18,12 @@ import torch
 import yaml
 from fastcore.basics import patch
 
-from ..core import UserError, pick_device, pick_dtype, seed_everything
+from ..core import UserError, one_of, pick_device, pick_dtype, seed_everything
 from ..files import check_keys, digest, find_run, read_yaml, runs_dir, write_text
 from ..lm import DiffusionLM
 from ..models.adapters import AdapterConfig, target_layers
 from ..models.block import BLOCK
+from ..models.condition import STAGES, ConditionObjective, encoder_config, set_stage
 from ..models.make import make_model
 from ..models.pretrained import pretrained_run
 from ..models.thought_model import PASSAGE, ThoughtObjective
@@ -31,7 +32,7 @@ from ..sampling.sampler import denoise
 from ..text.corpus import DataConfig, lasting
 from ..text.store import TokenizerConfig
 from ..text.tokenizer import Tokenizer
-from ..theory.objective import ARConfig, NoiseConfig, Objective
+from ..theory.objective import AnswerObjective, ARConfig, NoiseConfig, Objective
 from .callbacks import MaskRange, SampleConfig
 from .curriculum import CurriculumConfig, make_stages, measure
 from .learner import TrainConfig
@@ -95,15 +96,21 @@ def load_config(
     return cfg
 
 # %% ../../nbs/training/76_recipe.ipynb #2007
+def _kind(cfg):
+    "Which `Objective` trains a model without thoughts: one that is told a condition, one that answers, or the plain one"
+    if cfg.model.condition and cfg.trainer.stage != "decoder": return ConditionObjective
+    return AnswerObjective if cfg.data.condition else Objective
+
+# %% ../../nbs/training/76_recipe.ipynb #cd01
 def build(
     cfg: RunConfig,
     tok: Tokenizer,
 ) -> Objective:
     "The untrained `Objective`, with its model, of a `RunConfig`"
     seed_everything(cfg.seed)
-    model = make_model(cfg.model, len(tok), tok.specials, cfg.objective)
+    model = set_stage(make_model(cfg.model, len(tok), tok.specials, cfg.objective), cfg.trainer.stage)
     if cfg.model.thought: return ThoughtObjective(model, cfg.noise, cfg.trainer.label_smoothing)
-    return Objective(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing, cfg.ar)
+    return _kind(cfg)(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing, cfg.ar)
 
 # %% ../../nbs/training/76_recipe.ipynb #0008
 _REPAYS = 5e14 # operations after which compiling has repaid itself on a CPU: some fifteen minutes
@@ -145,15 +152,39 @@ def _check_blocks(cfg):
 # %% ../../nbs/training/76_recipe.ipynb #200d
 def _small_model(cfg, vocab=8, specials=range(5)):
     "A model like the recipe's, but tiny"
-    return make_model(replace(cfg.model, width=8, heads=1, layers=1, anatomy=None), vocab, specials, cfg.objective)
+    model, told = replace(cfg.model, width=8, heads=1, layers=1, anatomy=None), cfg.model.condition
+    if told: model = replace(model, condition=replace(told, width=8, heads=1, layers=1))
+    return make_model(model, vocab, specials, cfg.objective)
 
 def _check_noise(cfg):
     "Blocks of the noise divide the window; model, objective and noise can be made"
     blocks, length = cfg.noise.blocks, cfg.model.length
     if not 1 <= blocks <= length or length % blocks:
         raise UserError(f"noise.blocks {blocks} must divide model.length {length}")
-    Objective(_small_model(cfg), cfg.objective, cfg.noise, ar=cfg.ar)
+    kind = Objective if cfg.model.thought else _kind(cfg)
+    kind(_small_model(cfg), cfg.objective, cfg.noise, ar=cfg.ar)
     if cfg.noise.progress != "none": MaskRange(cfg.noise)
+
+# %% ../../nbs/training/76_recipe.ipynb #cd03
+def _check_condition(cfg):
+    "Pairs, an encoder and a stage of the training go together"
+    pairs, encoder, stage = cfg.data.condition, cfg.model.condition, cfg.trainer.stage
+    one_of("trainer.stage", stage, STAGES)
+    if stage != "all" and not encoder:
+        raise UserError(f"trainer.stage {stage} is of a model with an encoder: set model.condition, or leave it out")
+    if encoder and stage != "decoder" and not pairs:
+        raise UserError("model.condition needs pairs: set data.condition to a column of a table, or to 'first sentence'")
+    if stage == "decoder" and pairs: raise UserError("trainer.stage decoder reads plain text: leave out data.condition")
+    if stage == "condition" and not cfg.init:
+        raise UserError("trainer.stage condition freezes the denoiser: give a trained one with --init RUN")
+    if pairs: _check_pairs(cfg)
+
+def _check_pairs(cfg):
+    "What does not go with pairs"
+    if cfg.curriculum: raise UserError("a curriculum reads running text: leave out curriculum or data.condition")
+    if cfg.model.thought: raise UserError("thoughts go with running text: leave out model.thought or data.condition")
+    tiers = [k for k, v in vars(cfg.monitor).items() if v and k != "norms"]
+    if tiers: raise UserError(f"monitor.{tiers[0]} reads running text: leave it out, or leave out data.condition")
 
 # %% ../../nbs/training/76_recipe.ipynb #2010
 def _check_curriculum(cfg):
@@ -200,6 +231,7 @@ def check(
     "This recipe, complete; raises `UserError` for what cannot work"
     cfg = _check_blocks(self)
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
+    _check_condition(cfg)
     _check_noise(cfg)
     _check_curriculum(cfg)
     _check_adapter(cfg)
@@ -317,6 +349,13 @@ def _thought_pairs(a, b): # two ThoughtConfigs or None
     if not (a and b): return {"model.thought": tuple("none" if t is None else "a stack" for t in (a, b))}
     return {f"model.thought.{k}": (v, getattr(b, k)) for k, v in asdict(a).items() if k not in _TRAINING_ONLY}
 
+def _condition_pairs(a, b): # two ModelConfigs
+    "What differs of their encoders; one that is new makes no difference"
+    if not b.condition: return {}
+    if not a.condition: return {"model.condition": ("none", "an encoder")}
+    mine, other = (encoder_config(m.condition, m) for m in (a, b))
+    return {f"model.condition.{k}": (getattr(mine, k), getattr(other, k)) for k in ("width", "heads", "layers")}
+
 def _objective_pairs(a, b):
     if _family(a) == _family(b): return {}
     return {"objective": tuple(f"{name} ({_family(name)})" for name in (a, b))}
@@ -331,6 +370,7 @@ def _differences(cfg, was, tok):
     if cfg.model.load: return []
     pairs = {f"model.{k}": (getattr(cfg.model, k), getattr(was.model, k)) for k in _SHAPE}
     pairs |= _thought_pairs(cfg.model.thought, was.model.thought)
+    pairs |= _condition_pairs(cfg.model, was.model)
     pairs |= _objective_pairs(cfg.objective, was.objective)
     pairs |= _tokenizer_pairs(cfg.tokenizer, was.tokenizer, tok)
     return [f"{k} is {here} here and {there} there" for k, (here, there) in pairs.items() if here != there]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..core import UserError, require
-from ..evaluation.metrics import Estimate, evaluate, interval
+from ..evaluation.metrics import Estimate, evaluate_split, interval
 from ..files import atomic, cache_dir, read_json, read_jsonl
 from ..text.corpus import Corpus, load_corpus
 from ..text.reading import is_pipe
@@ -57,7 +57,7 @@ def text_of(
     path, cache, name = cfg.data.path, Path(cache or cache_dir()), _kept_store(cfg, tok, folder)
     try:
         if is_pipe(path): raise UserError("it came through a pipe")
-        corpus = load_corpus(path, cfg.data.column, cfg.data.config)
+        corpus = load_corpus(path, cfg.data.column, cfg.data.config, cfg.data.condition)
         if name in (None, store_name(corpus.fingerprint, tok)):
             return TrainedOn(corpus, token_store(corpus, tok, cache), None)
         changed = "has changed since this run was trained"
@@ -79,8 +79,7 @@ def test_figures(
     "Estimates on the test split of a store"
     def bar(it): return progress(it, quiet, desc="scoring the test split")
     start = time.perf_counter()
-    tokens, documents = store.split("test"), store.documents("test")
-    r = evaluate(model, tok, tokens, documents, draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
+    r = evaluate_split(model, tok, store, "test", draws=draws, max_tokens=max_tokens, dtype=dtype, progress=bar)
     return r | {"seconds_to_score": round(time.perf_counter() - start, 2)}
 
 # %% ../../nbs/training/77_report.ipynb #2005
@@ -179,6 +178,19 @@ def _quoted(text):
     "A text as a block quote"
     return "\n".join("> " + line for line in _escape(text).splitlines())
 
+# %% ../../nbs/training/77_report.ipynb #cd01
+_GIVEN = {"right": "its own condition", "another": "that of another pair", "none": "no condition"}
+
+def _of_conditions(found): # by evaluate_pairs, or None
+    "What the condition is worth, as lines of Markdown"
+    if not found: return []
+    lines = ["", "| the text, given | bits/byte | more than given its own |", "|---|---:|---:|"]
+    for k, v in found.items():
+        saved = Estimate(**v["saved"]) if "saved" in v else None
+        more = f"{saved.value:+.3f} ({interval(saved.low, saved.high)})" if saved else ""
+        lines.append(f"| {_GIVEN[k]} | {v['bits_per_byte']['value']:.3f} | {more} |")
+    return lines
+
 # %% ../../nbs/training/77_report.ipynb #200e
 _FAMILIES = {"ar": "autoregressive", "block": "block-diffusion", "dual": "masked diffusion and autoregressive"}
 
@@ -208,6 +220,7 @@ def _how_good(s):
     if error := s.get("monte_carlo_error"):
         line += f" The masks add a Monte-Carlo error of ±{1.96*error:.4f} bits/byte."
     lines = ["", "## How good is it?", "", *figures_table(s), "", line]
+    lines += _of_conditions(s.get("conditions"))
     if left := s.get("left_to_right"): # of objective dual
         lines += ["", f"Read from left to right, it scores {Estimate(**left['bits_per_byte'])}."]
     if accuracy := s.get("masked_accuracy"):
@@ -243,6 +256,7 @@ def _what_it_writes(cfg, records):
     lines = [*_curve(cfg), "", "## What does it write?", ""]
     for r in records:
         prompt = f"Prompt: “{_escape(r['prompt'])}”" if r["prompt"] else "No prompt"
+        if r.get("condition"): prompt = f"Condition: “{_escape(r['condition'])}”. {prompt}"
         how = f"(sampler {r['sampler']}, {r['steps']} steps, seed {r['seed']})"
         lines += [f"{prompt} {how}", "", _quoted(r["text"]), ""]
     return lines + ["Open [denoising.html](denoising.html) to watch these appear."]

@@ -36,9 +36,10 @@ from diffusion_lm.files import (
 )
 from ..lm import DiffusionLM
 from ..models.adapters import ADAPTER_FILE, add_adapter, merge_adapters
+from ..models.condition import completed
 from ..models.transformer import n_params
 from ..text.corpus import Corpus, lasting
-from ..text.store import Loader, TokenStore, prepare
+from ..text.store import Loader, TokenStore, cut_notes, prepare
 from ..text.tokenizer import Tokenizer
 from .budget import Clock, HalveMicroBatch, fit_micro_batch, limit_steps
 from .callbacks import Awaken, Log, MaskRange, Samples, Tracker, Unfold, Validate, sample_records
@@ -181,7 +182,19 @@ def prepare_text(self: Training):
     wanted, trained = self.cfg.tokenizer.vocab_size, not (self.cfg.tokenizer.load or self.cfg.init)
     if trained and len(self.tok) < wanted:
         self.say(f"the text is too small for {wanted:,} tokens; the vocabulary has {len(self.tok):,}")
+    if self.store.paired: self.prepare_pairs()
     self.cfg = self.cfg.check(self.tok)
+
+# %% ../../nbs/training/78_run.ipynb #cd01
+@patch
+def prepare_pairs(self: Training):
+    "Say what of the pairs is cut, and choose a condition for the samples"
+    model, samples = self.cfg.model, self.cfg.samples
+    room = model.condition.length if model.condition else None
+    for line in cut_notes(self.store, model.length, room): self.say(line)
+    if samples.condition is not None: return
+    condition, _ = self.store.pair(self.store.numbers("validation")[0])
+    self.cfg = replace(self.cfg, samples=replace(samples, condition=self.tok.decode(condition[:room])))
 
 # %% ../../nbs/training/78_run.ipynb #000c
 @patch
@@ -251,6 +264,7 @@ def assemble(self: Training):
     self.learn = Learner(objective, loader, self.cfg.trainer, calls)
     if self.cfg.adapter and self.learn.sharded:
         raise UserError("an adapter stands beside whole weights, and these are sharded: train it on one device")
+    if self.first and objective.model.room: self.first = completed(objective.model, self.first)
     self.learn.data, self.learn.meta = self.store.path.name, {"tokenizer": self.tok.fingerprint}
     if self.learn.acc.is_main_process: _tidy(self.run)
 
@@ -392,8 +406,9 @@ def _training_figures(run, cfg, learn, model, train_tokens):
 # %% ../../nbs/training/78_run.ipynb #2020
 def summarise(run, cfg, learn, model, tok, store, quiet=False):
     "What goes into summary.json: the training, the scores on the test split, and what they are compared with"
-    test, train_tokens = np.asarray(store.split("test")), store.split("train")
-    summary = _training_figures(run, cfg, learn, model, len(train_tokens))
+    test, train_tokens = np.asarray(store.texts("test")), store.texts("train")
+    epoch = len(store.numbers("train"))*learn.loader.length if store.paired else len(train_tokens)
+    summary = _training_figures(run, cfg, learn, model, epoch)
     t = cfg.trainer
     def score(m): return test_figures(m, tok, store, t.test_draws, t.test_tokens, learn.dtype, quiet)
     summary |= score(model) | {k: score(m) for k, m in learn.raw.readings(model).items()}
@@ -419,6 +434,7 @@ def _write_samples(run, cfg, lm, step):
 def _write_page(run, cfg, lm, subtitle):
     "A page in which the samples appear step by step"
     s = cfg.samples
+    if lm.asks and s.condition is not None: lm = lm.given(s.condition)
     templates = s.templates if lm.infills else []
     lm.watch(run/"denoising.html", s.prompts, templates, subtitle=subtitle, options=s.options(cfg.seed))
 
@@ -441,7 +457,8 @@ def finish(
 ):
     "Score the test split and write summary.json, samples.jsonl, loss.png, denoising.html and report.md"
     summary = summarise(run, cfg, learn, model, tok, store, quiet)
-    lm = DiffusionLM(model, tok, run.name, learn.dtype if learn.device.type == "cuda" else torch.float32)
+    dtype = learn.dtype if learn.device.type == "cuda" else torch.float32
+    lm = DiffusionLM(model, tok, run.name, dtype, pairs=store.paired)
     records = _write_samples(run, cfg, lm, learn.step)
     bpb = Estimate(**summary["bits_per_byte"])
     _write_page(run, cfg, lm, f"{store.meta['corpus']} · {n_params(model)/1e6:.1f}M parameters · {bpb}")
