@@ -600,9 +600,9 @@ def given(
         raise UserError(f"'{self.name}' takes no condition: it {why}")
     ids = self._cut_condition(self.tokenizer.encode(condition))
     if not self.model.room: return self._behind(condition, ids, scale)
+    if not len(ids): ids = np.array([self.tokenizer.pad]) # no condition
     with torch.no_grad(), autocast(self.device, self.dtype):
-        told = self.model.given(torch.from_numpy(ids)[None] if len(ids) else torch.tensor([[self.tokenizer.pad]]), scale)
-    return self._same(told, condition)
+        return self._same(self.model.given(torch.from_numpy(ids)[None], scale), condition)
 
 @patch
 def _same(self:DiffusionLM, model, condition):

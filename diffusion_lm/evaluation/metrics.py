@@ -496,8 +496,9 @@ def _beside_text(model, pairs, length, eos):
 
 def _before_text(model, pairs, length, sep, eos):
     "Windows that hold a condition, [SEP] and a text; a text that was cut is followed by [PAD]"
-    rows = [fitted(np.concatenate([c, [sep], text]), length, eos if text[-1] == eos else model.pad) for c, text in pairs]
-    x = torch.from_numpy(np.stack(rows))
+    def window(c, text):
+        return fitted(np.concatenate([c, [sep], text]), length, eos if text[-1] == eos else model.pad)
+    x = torch.from_numpy(np.stack([window(*pair) for pair in pairs]))
     start = torch.tensor([len(c) + 1 for c, _ in pairs])
     return PairWindows(x, (torch.arange(length) >= start[:, None]) & (x != model.pad), None)
 
@@ -515,11 +516,13 @@ def pair_windows(
     readings = dict(zip(READINGS, (conditions, others, [c[:0] for c in conditions]), strict=True))
     if model.room:
         texts = [t[:length] for t in texts]
-        return {k: _beside_text(model, [*zip(cs, texts)], length, eos) for k, cs in readings.items()}, texts
+        windows = {k: _beside_text(model, [*zip(cs, texts)], length, eos) for k, cs in readings.items()}
+        return windows, texts
     readings = {k: [c[:length//2] for c in cs] for k, cs in readings.items()}
     longest = [max(map(len, cs)) for cs in zip(*readings.values())]
     texts = [t[:length - most - 1] for t, most in zip(texts, longest)]
-    return {k: _before_text(model, [*zip(cs, texts)], length, sep, eos) for k, cs in readings.items()}, texts
+    windows = {k: _before_text(model, [*zip(cs, texts)], length, sep, eos) for k, cs in readings.items()}
+    return windows, texts
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #cd04
 def _score_pairs(model, w, draws, batch, seed, dtype, progress):
@@ -535,13 +538,13 @@ def _score_pairs(model, w, draws, batch, seed, dtype, progress):
                 if model.causal: out = _exact_pass(view, xb)*scored
                 else:
                     out, nll, hit, band = score_pass(view, xb, t, u, scored=scored)
-                    kw = dict(minlength=BANDS)
-                    bands += np.stack([np.bincount(band.cpu(), z, **kw) for z in (hit.float().cpu(), None, nll.cpu())])
+                    found = hit.float().cpu(), None, nll.cpu()
+                    bands += np.stack([np.bincount(band.cpu(), z, minlength=BANDS) for z in found])
                 nats[i:i + len(xb), d] = out.double().sum(1).cpu()
     return nats, bands
 
 def _of_documents(store, documents, *values):
-    "Sums over documents, of which one may have several pairs; and what a unit is: a document or, if these are few, a pair"
+    "Sums over documents, which may have several pairs; and what a unit is: a document or, if these are few, a pair"
     names = np.array(store.names())[documents]
     _, unit = np.unique(names, return_inverse=True)
     if unit.max() + 1 < 10: return values, "pair"
@@ -571,7 +574,7 @@ def evaluate_pairs(
     readings=READINGS,       # which of them; right at least
     progress: Callable = same,
 ) -> dict:
-    "The figures of texts given their own conditions; in `conditions` those given another's and none, and what they gain"
+    "The figures of texts given their own conditions; in `conditions` those given another's and none"
     length, documents = length or model.config.length, store.numbers(split)
     most = max(1, max_tokens//length) if max_tokens else len(documents)
     if most < len(documents): documents = documents[np.linspace(0, len(documents) - 1, most).round().astype(int)]

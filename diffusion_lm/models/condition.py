@@ -175,7 +175,8 @@ def completed(
     weights: dict,           # of a denoiser, by name
 ) -> dict:
     "The weights with those of an encoder and cross-attention that are new, where they have none"
-    fresh = {n: p for n, p in model.state_dict().items() if n.startswith(("encoder.", "looks.")) and n not in weights}
+    own = {n: p for n, p in model.state_dict().items() if n.startswith(("encoder.", "looks."))}
+    fresh = {n: p for n, p in own.items() if n not in weights}
     if model.config.condition.like_decoder:
         fresh = {n: weights.get(n.removeprefix("encoder."), p) for n, p in fresh.items()}
     return weights | {n: p.clone() for n, p in fresh.items()}
@@ -185,7 +186,8 @@ def make_conditional(
     condition: ConditionConfig | None = None, # of the encoder; the defaults if not given
 ) -> ConditionalModel:
     "The same network with an encoder that is new; what it says has not changed"
-    if model.block or model.room: raise UserError("only a plain network, neither in blocks nor with an encoder, can be given one")
+    if model.block or model.room:
+        raise UserError("only a plain network, neither in blocks nor with an encoder, can be given one")
     config = replace(model.config, condition=condition or ConditionConfig())
     new = ConditionalModel(config, model.vocab_size, model.specials, model.causal)
     new.load_state_dict(completed(new, model.state_dict()))

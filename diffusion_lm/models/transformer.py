@@ -103,7 +103,7 @@ def check(self:ModelConfig) -> ModelConfig:
     if self.condition is not None:
         self.condition.check()
         if self.block or self.thought:
-            raise UserError("model.condition goes with a network that writes the whole text at once: leave out model.block")
+            raise UserError("model.condition goes with a network that writes the whole text: leave out model.block")
     if self.block is not None and (not 1 <= self.block <= self.length or self.length % self.block):
         raise UserError(f"model.block {self.block} must divide model.length {self.length}")
     if self.thought is not None: self.thought.check()

@@ -276,7 +276,8 @@ def _load_pairs(path, column, config, condition):
     "A corpus of the pairs of a table, in a file or on the hub"
     if _is_local(path):
         p = os.path.expanduser(path)
-        if os.path.isdir(p): raise UserError(f"{path} is a folder: pairs are read from one .jsonl, .csv or .parquet file")
+        if os.path.isdir(p):
+            raise UserError(f"{path} is a folder: pairs are read from one .jsonl, .csv or .parquet file")
         return _of_pairs(read_pairs(p, condition, column))
     table = _from_hub(path, config)
     texts = _hub_column(table, path, column).to_pylist()

@@ -591,8 +591,8 @@ def _column(path, column, field):
     with opened(path) as (name, f):
         kind = _table_kind(name, _head(f), column)
         if kind is None:
-            raise UserError(f"{path} is no table, so it has no column '{column}': give a .jsonl, .csv or .parquet file, "
-                            "or set data.condition to 'first sentence'")
+            raise UserError(f"{path} is no table, so it has no column '{column}': give a .jsonl, .csv or .parquet "
+                            "file, or set data.condition to 'first sentence'")
         try: return [*_only_text(_READERS[kind](f, path, column), path, column)]
         except NoColumn as e: raise NoColumn(*e.about, field) from None
 

@@ -387,7 +387,8 @@ def joined_pair(
 class _OfPairs(Layout):
     "Windows that are pairs, one for each document of the split, in another order every epoch"
     def open(self, store, split):
-        if not store.paired: raise UserError("this text has no pairs: set data.condition to a column, or 'first sentence'")
+        if not store.paired:
+            raise UserError("this text has no pairs: set data.condition to a column, or to 'first sentence'")
         self.store, self.documents = store, store.numbers(split)
         self.pad, self.sep, self.eos = (store.meta[k] for k in ("pad", "sep", "eos"))
         self.n = len(self.documents)
@@ -435,8 +436,8 @@ def cut_notes(
     lines = []
     for what, cut, n in (("conditions", before > most, most), ("texts", ends > left, None)):
         if not cut.any(): continue
-        read = "as much as fits into the window" if n is None else f"the first {n} tokens"
-        lines.append(f"{cut.sum():,} of {len(cut):,} {what} are cut: of these, {read} is read")
+        read = "no more is read than fits into the window" if n is None else f"only the first {n} tokens are read"
+        lines.append(f"{cut.sum():,} of {len(cut):,} {what} are cut: {read}")
     return lines
 
 # %% ../../nbs/text/13_store.ipynb #5012

@@ -304,7 +304,7 @@ def forward(self:Objective, x, t, u): # as for corrupt
 
 # %% ../../nbs/theory/23_objective.ipynb #cd02
 class AnswerObjective(Objective):
-    "The training loss of texts that answer to something: what stands up to [SEP] is read, and neither masked nor counted"
+    "The training loss of texts that answer to a prompt: what stands up to [SEP] is neither masked nor counted"
     layout = "answers"
 
     def check(self):

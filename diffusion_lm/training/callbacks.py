@@ -149,7 +149,7 @@ class SampleConfig:
     "The `samples:` section of a recipe: what a run shows of itself"
     prompts: list[str] = field(default_factory=lambda: [""]) # texts to continue; "" starts from nothing
     templates: list[str] = field(default_factory=list)       # templates to fill, with [MASK:n]
-    condition: str | None = None # what samples answer to, of a run on pairs; the first of its validation split if not given
+    condition: str | None = None # of a run on pairs: what samples answer to; the first of validation if not given
     sampler: str = "ancestral"
     steps: int = 64
     temperature: float = 1.

@@ -97,7 +97,7 @@ def load_config(
 
 # %% ../../nbs/training/76_recipe.ipynb #2007
 def _kind(cfg):
-    "Which `Objective` trains a model without thoughts: one that is told a condition, one that answers, or the plain one"
+    "Which `Objective` trains a model without thoughts: with conditions, of answers, or the plain one"
     if cfg.model.condition and cfg.trainer.stage != "decoder": return ConditionObjective
     return AnswerObjective if cfg.data.condition else Objective
 
@@ -173,7 +173,7 @@ def _check_condition(cfg):
     if stage != "all" and not encoder:
         raise UserError(f"trainer.stage {stage} is of a model with an encoder: set model.condition, or leave it out")
     if encoder and stage != "decoder" and not pairs:
-        raise UserError("model.condition needs pairs: set data.condition to a column of a table, or to 'first sentence'")
+        raise UserError("model.condition needs pairs: set data.condition to a column, or to 'first sentence'")
     if stage == "decoder" and pairs: raise UserError("trainer.stage decoder reads plain text: leave out data.condition")
     if stage == "condition" and not cfg.init:
         raise UserError("trainer.stage condition freezes the denoiser: give a trained one with --init RUN")

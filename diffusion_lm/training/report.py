@@ -261,10 +261,11 @@ def _what_it_writes(cfg, records):
         lines += [f"{prompt} {how}", "", _quoted(r["text"]), ""]
     return lines + ["Open [denoising.html](denoising.html) to watch these appear."]
 
-def _what_next(name):
+def _what_next(s):
     "Commands to go on with"
+    name, start = s["name"], "condition" if "conditions" in s else "prompt"
     return ["", "## Go on", "", "```sh",
-            f'dlm sample {name} --prompt "My fellow citizens" -n 4',
+            f'dlm sample {name} --{start} "My fellow citizens" -n 4',
             f"dlm eval {name} --json",
             f"dlm train --config {name}/config.yaml --name another",
             "```", ""]
@@ -277,4 +278,4 @@ def report(
 ) -> str:
     "The text of `report.md`"
     figures = [*_about(cfg, s), *_how_good(s), *_stages(s)]
-    return "\n".join([*figures, *_what_it_writes(cfg, records), *_what_next(s["name"])])
+    return "\n".join([*figures, *_what_it_writes(cfg, records), *_what_next(s)])
