@@ -256,4 +256,5 @@ def answers(self:ToyHoles, x):
             if is_open and m == 0: out[i, delete] += total*(1 - two)
             if m == 1: np.add.at(out[i], self.words[:, at], weight*(1 - two if is_open else 1.))
     total = out.sum(1, keepdims=True)
-    return np.divide(out, total, out=np.zeros_like(out), where=total > 0)
+    anything = np.arange(self.vocab_size) >= 5 # on a canvas that no sentence fits
+    return np.where(total > 0, out/np.where(total > 0, total, 1), anything/anything.sum())
