@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core import UserError, fetch, send
 from .sampler import PLAIN, SampleOptions, denoise
-from ..text.tokenizer import Hole, Tokenizer, _lone_space, read_holes
+from ..text.tokenizer import Tokenizer, _lone_space, read_holes
 from ..theory.denoiser import NOTHING, Denoiser, pick
 from ..theory.holes import read_open
 from ..theory.likelihood import hidden_states, path_nats
