@@ -379,7 +379,8 @@ def lengths(
 ) -> list:
     "A `LengthScore` for each combination of lengths: how probable the text behind the hole is"
     parts = self.holes(template)
-    if not parts.unknown: raise UserError("the lengths of all holes are given: write [MASK:?] for one that is to be found")
+    if not parts.unknown:
+        raise UserError("the lengths of all holes are given: write [MASK:?] for one that is to be found")
     with autocast(self.device, self.dtype):
         return length_scores(self.model, parts, self.length, self.tokenizer.opening, reach)
 

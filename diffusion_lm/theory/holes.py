@@ -41,7 +41,8 @@ class HolesConfig:
         within(self, "holes", 0, .45, "expand") # from a half on, trees need not end
         if self.share == 0: raise UserError("holes.share must be above 0, or leave out the section holes")
         if self.token <= 0:
-            raise UserError(f"holes.expand and holes.delete must leave room for tokens, got {self.expand} and {self.delete}")
+            both = f"{self.expand} and {self.delete}"
+            raise UserError(f"holes.expand and holes.delete must leave room for tokens, got {both}")
         return self
 
 # %% ../../nbs/theory/25_holes.ipynb #b009
@@ -82,7 +83,7 @@ def _holes_in(v): # uniforms (b,l)
     return F.pad(hole.flatten(1), (0, l - l//part*part))
 
 def _known_until(v): # uniforms (b,l)
-    "The position from which on nothing is known (b,1): often a sixth before the end, else anywhere behind the first part"
+    "Where the known part of a row ends (b,1): often a sixth before the end, else anywhere behind the first part"
     l = v.shape[1]
     end, first = l - l//6, max(min(_PART, l//2), l//4)
     return end - ((2*v[:, 2:3] - 1).clamp(min=0)*(end - first)).long()
