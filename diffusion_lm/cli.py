@@ -67,7 +67,8 @@ class PrepareCommand(RecipeCommand):
     def __call__(self):
         from diffusion_lm.text.store import prepare
         from diffusion_lm.training.recipe import tokenizer_of
-        corpus, tok, store = prepare(self.cfg.data, tokenizer_of(self.cfg), whose="the run of this recipe")
+        whose = "the run of this recipe"
+        corpus, tok, store = prepare(self.cfg.data, tokenizer_of(self.cfg), whose=whose, edits=bool(self.cfg.holes))
         for n in corpus.notes: note(n)
         result = _text_figures(self.cfg, corpus, tok, store)
         tokens = ", ".join(f"{split} {n:,}" for split, n in result["tokens"].items())
@@ -275,7 +276,8 @@ def _note_steps(given, sampler, lm):
 class SampleCommand(WritingCommand):
     "Write text with a trained run."
     prompt: str = ""          # text to start from, taken literally
-    infill: str = ""          # a template with holes: 'We must [MASK:8] our children.'
+    # a template with holes: 'We must [MASK:8] our children.'; [MASK:1-12] or [MASK:?] where you do not know how many
+    infill: str = ""
     n: int = 1                # how many samples
     length: int = 0           # tokens in all, with the prompt (default: the model's context)
     include: str = ""         # words that must occur, separated by commas
@@ -351,6 +353,7 @@ def told(self:SampleCommand, lm):
 # %% ../nbs/99_cli.ipynb #0068
 @patch
 def __call__(self:SampleCommand):
+    from diffusion_lm.lm import Filled
     lm = self.told(self.load())
     o, length = self.options(lm), self.length or None
     self.check_with(lm, o)
@@ -358,12 +361,14 @@ def __call__(self:SampleCommand):
     if self.stream:
         return show(lm.stream(self.prompt, self.infill if self.fills else None, length, options=o))
     include, avoid = _words("include", self.include), _words("avoid", self.avoid)
-    if self.fills: texts = lm.infill(self.infill, self.n, avoid, o)
-    else: texts = lm.generate(self.prompt, self.n, length, include, avoid, o)
+    if self.fills: filled = lm.fill(self.infill, self.n, avoid, o)
+    else: filled = [Filled(t) for t in lm.generate(self.prompt, self.n, length, include, avoid, o)]
+    texts = [f.text for f in filled]
     about = {"prompt": self.infill or self.prompt, "seed": o.seed, "sampler": o.sampler,
              "steps": None if _chooses_steps(o.sampler, lm) else o.steps}
     if lm.condition is not None: about["condition"] = lm.condition
-    self.answer([{"text": t, **about} for t in texts], f"\n{'─'*20}\n".join(texts))
+    for line in dict.fromkeys(f.found for f in filled if f.found): note(line)
+    self.answer([{"text": f.text, **about, **f.about} for f in filled], f"\n{'─'*20}\n".join(texts))
 
 # %% ../nbs/99_cli.ipynb #100b
 @dataclass(kw_only=True)

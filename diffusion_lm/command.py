@@ -322,7 +322,7 @@ def _read_recipes(args):
     "The arguments with recipes as files or as text, and what these recipes say"
     from diffusion_lm.files import RENAMED
     from diffusion_lm.training.recipe import SECTIONS
-    sections = {*SECTIONS, "curriculum", "adapter", *(name.rpartition(".")[0] for name in RENAMED)}
+    sections = {*SECTIONS, "curriculum", "adapter", "holes", *(name.rpartition(".")[0] for name in RENAMED)}
     args, recipes = _present_names(args), []
     for i, a in enumerate(args):
         flag, joined, value = a.partition("=")
@@ -364,6 +364,7 @@ def _after_init(args, recipes):
     if run is None: return args
     was = config_from(run, value_of(args, "--out"))
     first = {"model": asdict(was.model), "objective": was.objective, "tokenizer": {}}
+    if was.holes: first["holes"] = asdict(was.holes)
     preset = value_of(args, "--model.preset") is not None or any("preset" in (r.get("model") or {}) for r in recipes)
     if preset: # it says these itself
         for k in ("preset", "width", "heads", "layers", "length"): del first["model"][k]

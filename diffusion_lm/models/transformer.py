@@ -151,7 +151,7 @@ class BaselineDreamModel(Denoiser):
         self.unembed = None if a.tied else nn.Parameter(torch.randn(vocab_size, c.width)*.02)
         self.time = TimeEmbedding(c.width) if c.time_conditioning else None
         self.register_buffer("banned", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
-        self.banned[list(specials[:3])] = True
+        self.banned[[*specials[:3], *self.edits]] = True
         self.apply(self._init)
         for b in self.blocks: # every layer starts as the identity
             for w in (b.attn.out.weight, b.ff.down.weight): nn.init.zeros_(w)
@@ -283,6 +283,14 @@ def head(self:BaselineDreamModel, h: torch.Tensor) -> torch.Tensor: # any (…,d
     "Logits (…,V), -inf at [PAD], [MASK] and [BOS]"
     bias = self.predict_bias.to(h.dtype) if self.anatomy.bert else None
     return F.linear(h, self.vocabulary.to(h.dtype), bias).masked_fill(self.banned, -torch.inf)
+
+@patch
+def edit_head(self:BaselineDreamModel, h): # as for head
+    "Logits (…,V) that allow [EXPAND] and [DELETE] as well"
+    bias = self.predict_bias.to(h.dtype) if self.anatomy.bert else None
+    never = self.banned.clone()
+    never[list(self.edits)] = False
+    return F.linear(h, self.vocabulary.to(h.dtype), bias).masked_fill(never, -torch.inf)
 
 @patch
 def nll(self:BaselineDreamModel, h, y, smoothing=0.): # as for Denoiser.nll

@@ -215,12 +215,14 @@ def prepare(
     tokenizer: TokenizerConfig,
     cache=None,                            # a folder; that of the user if not given
     whose: str = "the run of this recipe", # for the message if the text has changed
+    edits: bool = False,                   # with [EXPAND] and [DELETE] in the tokenizer?
 ) -> tuple: # corpus, Tokenizer, TokenStore
     "The corpus, tokenizer and token store of a run"
     from diffusion_lm.text.tokenizer import Tokenizer
     cache, corpus = Path(cache or cache_dir()), load_data(data, whose)
     if tokenizer.load: tok, splits = Tokenizer.load(tokenizer.load), None
     else: tok, splits = _own_tokenizer(corpus, tokenizer, cache)
+    if edits: tok = tok.with_edits()
     return corpus, tok, token_store(corpus, tok, cache, splits)
 
 # %% ../../nbs/text/13_store.ipynb #3a11

@@ -45,11 +45,12 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         vocab_size: int, # tokens, special ones included
-        specials: tuple, # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
+        specials: tuple, # ids of [PAD], [MASK], [BOS], [EOS], [SEP]; then of [EXPAND] and [DELETE], if it has them
     ):
         super().__init__()
         self.vocab_size, self.specials = vocab_size, tuple(specials)
         self.pad, self.mask, self.bos = self.specials[:3]
+        self.edits = self.specials[5:] # what only an open mask may become: see theory/holes
 
     def features(self, x, t=None, *, pos=None, mask=None, cache=None, memory=None, latent=None):
         "Hidden states (b,l,d) of tokens (b,l), and the `Carry`"
@@ -57,6 +58,10 @@ class Denoiser(nn.Module):
 
     def head(self, h):
         "Logits (…,V) of hidden states (…,d)"
+        raise NotImplementedError
+
+    def edit_head(self, h):
+        "The same with the tokens of `edits`, which `head` bans"
         raise NotImplementedError
 
     def forward(self, x, t=None, **kw): return self.head(self.features(x, t, **kw)[0])

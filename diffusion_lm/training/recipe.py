@@ -32,6 +32,7 @@ from ..sampling.sampler import denoise
 from ..text.corpus import DataConfig, lasting
 from ..text.store import TokenizerConfig
 from ..text.tokenizer import Tokenizer
+from ..theory.holes import HolesConfig, HolesObjective
 from ..theory.objective import AnswerObjective, ARConfig, NoiseConfig, Objective
 from .callbacks import MaskRange, SampleConfig
 from .curriculum import CurriculumConfig, make_stages, measure
@@ -60,6 +61,7 @@ class RunConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     curriculum: CurriculumConfig | None = None # what is read and masked, stage by stage; none: running text, all masks
     adapter: AdapterConfig | None = None # what is trained beside the weights of init; none: all weights
+    holes: HolesConfig | None = None # learn to find the lengths of holes: [EXPAND] and [DELETE]; none: plain masks only
     seed: int = 0
     init: str | InitConfig | None = None # begin with the weights of this run
 
@@ -68,6 +70,7 @@ class RunConfig:
         if isinstance(self.init, dict): self.init = InitConfig(**self.init)
         if isinstance(self.curriculum, dict): self.curriculum = CurriculumConfig(**self.curriculum)
         if isinstance(self.adapter, dict): self.adapter = AdapterConfig(**self.adapter)
+        if isinstance(self.holes, dict): self.holes = HolesConfig(**self.holes)
 
 # %% ../../nbs/training/76_recipe.ipynb #2004
 SECTIONS = dict(
@@ -110,7 +113,9 @@ def build(
     seed_everything(cfg.seed)
     model = set_stage(make_model(cfg.model, len(tok), tok.specials, cfg.objective), cfg.trainer.stage)
     if cfg.model.thought: return ThoughtObjective(model, cfg.noise, cfg.trainer.label_smoothing)
-    return _kind(cfg)(model, cfg.objective, cfg.noise, cfg.trainer.label_smoothing, cfg.ar)
+    how = cfg.objective, cfg.noise, cfg.trainer.label_smoothing, cfg.ar
+    if cfg.holes: return HolesObjective(model, *how, cfg.holes)
+    return _kind(cfg)(model, *how)
 
 # %% ../../nbs/training/76_recipe.ipynb #0008
 _REPAYS = 5e14 # operations after which compiling has repaid itself on a CPU: some fifteen minutes
@@ -208,6 +213,16 @@ def _check_adapter(cfg):
     with torch.device("meta"): model = make_model(cfg.model.resolve(), 8, range(5), cfg.objective)
     target_layers(model, cfg.adapter.check())
 
+# %% ../../nbs/training/76_recipe.ipynb #e501
+def _check_holes(cfg):
+    "Open masks go with plain diffusion objectives"
+    if not cfg.holes: return
+    if cfg.model.thought: raise UserError("holes do not go with thoughts: leave out one of them")
+    if cfg.data.condition: raise UserError("holes do not go with pairs: leave out holes or data.condition")
+    specials = (*range(5), 8, 9)
+    HolesObjective(_small_model(cfg, 10, specials), cfg.objective, cfg.noise, ar=cfg.ar, holes=cfg.holes)
+    if cfg.model.length < 8: raise UserError(f"holes need a model.length of at least 8, got {cfg.model.length}")
+
 # %% ../../nbs/training/76_recipe.ipynb #2013
 def _check_samples(cfg):
     "Steps, sampler, temperature and top-p of the samples are possible"
@@ -220,7 +235,7 @@ def _check_prompts(cfg, tok):
     lm = DiffusionLM(_small_model(cfg, len(tok), tok.specials), tok)
     for p in cfg.samples.prompts: lm.template(p)
     if not lm.infills: return
-    for t in cfg.samples.templates: lm.padded(t)
+    for t in cfg.samples.templates: lm.holes(t)
 
 # %% ../../nbs/training/76_recipe.ipynb #000a
 @patch
@@ -235,6 +250,7 @@ def check(
     _check_noise(cfg)
     _check_curriculum(cfg)
     _check_adapter(cfg)
+    _check_holes(cfg)
     pick_dtype(pick_device(cfg.trainer.device), cfg.trainer.dtype)
     if not 0 <= cfg.seed < 2**63: raise UserError(f"seed must be between 0 and 2**63-1, got {cfg.seed}")
     _check_samples(cfg)
@@ -327,6 +343,7 @@ def config_from(
         tokenizer=replace(was.tokenizer, load=None),
         model=replace(was.model.resolve(), load=None),
         objective=was.objective,
+        holes=was.holes,
         init=InitConfig(str(run)))
 
 def tokenizer_of(
@@ -365,6 +382,9 @@ def _tokenizer_pairs(mine, other, tok): # two TokenizerConfigs, and the tokenize
     own = Tokenizer.load(mine.load)
     return {"vocabulary": (len(own), len(tok)), "tokenizer": (own.fingerprint[:8], tok.fingerprint[:8])}
 
+def _holes_pairs(a, b): # two HolesConfigs or None
+    return {"holes": tuple("none" if z is None else "a section" for z in (a, b))}
+
 def _differences(cfg, was, tok):
     "What of a `RunConfig` does not go with the weights of another, in words; a network of others can become any kind"
     if cfg.model.load: return []
@@ -372,6 +392,7 @@ def _differences(cfg, was, tok):
     pairs |= _thought_pairs(cfg.model.thought, was.model.thought)
     pairs |= _condition_pairs(cfg.model, was.model)
     pairs |= _objective_pairs(cfg.objective, was.objective)
+    pairs |= _holes_pairs(cfg.holes, was.holes)
     pairs |= _tokenizer_pairs(cfg.tokenizer, was.tokenizer, tok)
     return [f"{k} is {here} here and {there} there" for k, (here, there) in pairs.items() if here != there]
 

@@ -175,13 +175,14 @@ def prepare_text(self: Training):
     self.say(f"preparing {self.cfg.data.path}")
     if self.resume: tokenizer, whose = replace(self.cfg.tokenizer, load=str(self.run)), f"run '{self.name}'"
     else: tokenizer, whose = tokenizer_of(self.cfg, self.out), "the run of this recipe"
-    self.corpus, self.tok, self.store = prepare(self.cfg.data, tokenizer, whose=whose)
+    self.corpus, self.tok, self.store = prepare(self.cfg.data, tokenizer, whose=whose, edits=bool(self.cfg.holes))
     for line in self.corpus.notes: self.say(line)
     data = replace(self.cfg.data, path=lasting(self.cfg.data.path), fingerprint=self.corpus.fingerprint)
     self.cfg = replace(self.cfg, data=data)
     wanted, trained = self.cfg.tokenizer.vocab_size, not (self.cfg.tokenizer.load or self.cfg.init)
-    if trained and len(self.tok) < wanted:
-        self.say(f"the text is too small for {wanted:,} tokens; the vocabulary has {len(self.tok):,}")
+    found = len(self.tok) - len(self.tok.edits)
+    if trained and found < wanted:
+        self.say(f"the text is too small for {wanted:,} tokens; the vocabulary has {found:,}")
     if self.store.paired: self.prepare_pairs()
     self.cfg = self.cfg.check(self.tok)
 
