@@ -159,9 +159,9 @@ def _step(self:Muon, p, turn, group):
 
 # %% ../../nbs/training/70_learner.ipynb #n012
 def _for_muon(name, p):
-    "Is this a matrix inside the layers, other than those that turn the time into scales and shifts?"
+    "Is this a matrix inside the layers, other than those of an adapter or that turn the time into scales and shifts?"
     in_layers = name.removeprefix("encoder.").startswith("blocks.")
-    return p.ndim == 2 and in_layers and ".ada." not in name
+    return p.ndim == 2 and in_layers and ".ada." not in name and ".lora_" not in name
 
 def _turns(hidden, tokens):
     "So many that Muon's products are about an eighth of those of a step of `tokens` tokens: 1 to 4"
@@ -191,8 +191,7 @@ def make_optimizers(
     groups = [{"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.}]
     lr = cfg.lr*(cfg.adamw_lr if hidden else 1)
-    groups = [g for g in groups if g["params"]] # none, where all that trains goes to Muon
-    opts = [torch.optim.AdamW(groups, lr=lr, betas=(.9, .95), fused=True)] if groups else []
+    opts = [torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(.9, .95), fused=True)]
     if hidden: opts.append(_muon(hidden, model, cfg))
     return opts
 

@@ -285,7 +285,7 @@ def _idle_elsewhere(cfg):
         for k in ("kind", "vocab_size"): out[f"tokenizer.{k}"] = "tokenizer.load takes one that is there"
     if cfg.objective == "ar": out["trainer.unfold"] = "a causal network sees nothing that follows"
     if cfg.trainer.optimizer != "muon": out["trainer.adamw_lr"] = "it goes with trainer.optimizer muon"
-    elif cfg.adapter: out["trainer.adamw_lr"] = "an adapter is made of matrices, and Muon steps all of them"
+    elif cfg.adapter: out["trainer.adamw_lr"] = "AdamW steps all of an adapter, at trainer.lr"
     if cfg.trainer.lr_schedule == "cosine": out["trainer.decay"] = "it goes with trainer.lr_schedule wsd"
     if c and c.epochs: out["curriculum.shares"] = "curriculum.epochs stand in its place"
     if c and all(ends == (0, 1) for ends in zip(c.low, c.high)):
