@@ -112,6 +112,7 @@ class XObjective(nn.Module):
 
     def times(self, length): return 1
     def readings(self, model): return {}
+    def scored(self, x): return x != self.model.pad
     def forward(self, x, t=None, u=None): return self.wrapper(x).loss
 
 # %% ../nbs/95_bench.ipynb #3001b
