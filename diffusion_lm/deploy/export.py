@@ -303,7 +303,8 @@ def quantize(
     "Write a graph with int8 weights; and open it"
     _package("onnxruntime")
     from onnxruntime import quantization as q
-    how = dict(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=q.QuantType.QInt8,
+    # unsigned: products of signed and unsigned bytes overflow on CPUs that add them up in 16 bits (AVX2)
+    how = dict(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=q.QuantType.QUInt8,
                use_external_data_format=_has_data(src))
     more = {"MatMulConstBOnly": True} # only products with weights
     with _quietly():

@@ -202,7 +202,8 @@ class HolesObjective(Objective):
         part = holes.float().mean()
         loss = 0.
         if holes.any(): loss = loss + part*self.open_loss(x[holes], u[holes])
-        if not holes.all(): loss = loss + (1 - part)*self.masked_loss(x[~holes], t[~holes], u[~holes])
+        rest = ~holes
+        if rest.any(): loss = loss + (1 - part)*self.masked_loss(self.model, x[rest], t[rest], u[rest])
         return loss
 
 # %% ../../nbs/theory/25_holes.ipynb #b028
