@@ -504,9 +504,17 @@ def infill(
 
 # %% ../nbs/60_lm.ipynb #e411
 @patch
-def _stream_open(self:DiffusionLM, template, row, options, changes):
+def _canvas(self:DiffusionLM, template):
+    "As `padded`; where the length of a hole is not known, it is scored, or left to grow: then `Parts` in place of ids"
+    self._check_infills()
+    if read_holes(template).known: return self.padded(template)
+    if self.model.edits: return self.holes(template), None, None
+    return self.padded(self._settled(template)[0])
+
+@patch
+def _stream_open(self:DiffusionLM, parts, row, options, changes):
     "Yield (text, `Frame`) while the holes grow and shrink"
-    for i, (r,) in enumerate(self._open_steps(self.holes(template), self._asked(options, changes), [row])):
+    for i, (r,) in enumerate(self._open_steps(parts, self._asked(options, changes), [row])):
         if not i: continue # the canvas before the first step
         x, when, p = (torch.tensor([z]) for z in (r.ids, r.when, r.p))
         yield self.text(r.ids, 0, hole="░"), Frame(i, x, when == i, p.log().nan_to_num(0.).float(), i)
@@ -526,13 +534,10 @@ def stream(
     if template is None: ids, size, opens = self.template(prompt, length), None, None
     elif prompt or length is not None:
         raise UserError("a template has its own text and length: leave out prompt and length")
-    elif not read_holes(template).known and self.model.edits:
-        yield from self._stream_open(template, row, options, changes)
+    else: ids, size, opens = self._canvas(template)
+    if isinstance(ids, Parts):
+        yield from self._stream_open(ids, row, options, changes)
         return
-    else:
-        self._check_infills()
-        if not read_holes(template).known: template, *_ = self._settled(template)
-        ids, size, opens = self.padded(template)
     given = len(ids) - int((ids == self.tokenizer.mask).sum())
     o = self._within(self._asked(options, changes, given), ids, size, opens)
     if size is None: o = o.but(stop=self.tokenizer.eos)
@@ -603,14 +608,6 @@ def pieces(
     d = codecs.getincrementaldecoder("utf-8")("replace")
     names = {self.tokenizer.eos: "⏎[EOS]", self.tokenizer.sep: "[SEP]"}
     return [names.get(i) or d.decode(self.tokenizer.bytes[i]) for i in ids]
-
-@patch
-def _canvas(self:DiffusionLM, template):
-    "As `padded`; where the length of a hole is not known, it is scored, or left to grow: then `Parts` in place of ids"
-    self._check_infills()
-    if read_holes(template).known: return self.padded(template)
-    if self.model.edits: return self.holes(template), None, None
-    return self.padded(self._settled(template)[0])
 
 @patch
 def _watched(self:DiffusionLM, prompts=(), templates=(), options=PLAIN, **changes):
@@ -705,7 +702,7 @@ def _save_pretrained(self:DiffusionLM, save_directory):
     if own and own.exists(): config = own.read_text(encoding="utf-8")
     else:
         objective = "ar" if m.causal else "block" if m.block else "nelbo-count"
-        data = {"data": {"condition": self.condition or "condition"}} if self.pairs else {}
+        data = {"data": {"condition": "condition"}} if self.pairs else {}
         config = yaml.safe_dump({**data, "model": asdict(m.config), "objective": objective})
     write_text(at/"config.yaml", config)
     self.tokenizer.save(at/"tokenizer.json")
