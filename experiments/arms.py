@@ -27,12 +27,15 @@ def configuration(recipe, options):
     return parse_train(args)[0]
 
 def keep_record(run, to):
-    "Copy what a page may cite of a run: its settings, its log and its summary, without the folder of its text"
+    "Copy what a page may cite of a run: its settings, its log and its summary, without the folders of what it reads"
     to.mkdir(parents=True, exist_ok=True)
     shutil.copy(run/"log.jsonl", to/"log.jsonl")
-    path = load_config(run/"config.yaml").data.path
+    cfg = load_config(run/"config.yaml")
+    read = [cfg.data.path, cfg.model.load, cfg.init and cfg.init.run]
     for name in ("config.yaml", "summary.json"):
-        write_text(to/name, (run/name).read_text(encoding="utf-8").replace(path, Path(path).name))
+        text = (run/name).read_text(encoding="utf-8")
+        for path in filter(None, read): text = text.replace(path, Path(path).name)
+        write_text(to/name, text)
 
 def recorded(folder):
     "Is the record of a run there?"
