@@ -598,9 +598,10 @@ def judge(self:EvalCommand):
 # %% ../nbs/99_cli.ipynb #0074
 def _score_report(lm, figures, seconds):
     "Figures of a score, with the model and the machine that made it"
+    from diffusion_lm.core import spoilt
     from diffusion_lm.models.transformer import n_params
     score = figures["bits_per_byte" if "bits_per_byte" in figures else "nelbo"]["value"]
-    check_that(math.isfinite(score), f"'{lm.name}' predicts NaN or infinity: its weights are spoilt, train it anew")
+    if not math.isfinite(score): raise spoilt(f"'{lm.name}'")
     tokens = figures["tokens_scored"]
     return {"name": lm.name, "parameters": n_params(lm.model), "tokens": tokens, "seconds": round(seconds, 2),
             "tokens_per_second": round(tokens*figures.get("draws", 1)/seconds),

@@ -1,7 +1,8 @@
 """What is a condition worth, by an encoder and as plain context? The runs behind the results page Conditioning.
 
     python experiments/conditioning.py pairs FILE   make the pairs of TinyStories, the first sentence of a story and
-                                                    what follows, and the stories of the training split → data/conditioning/
+                                                    what follows, and its training split as plain stories
+                                                    → data/conditioning/
     python experiments/conditioning.py list         the arms, and which of them are there
     python experiments/conditioning.py train [NAME …]
                                                     train those that are missing, one after another, on one core
@@ -62,9 +63,9 @@ BASE = "condition-base"
 ENCODER = {
     "model.length": TEXT, "model.condition.like_decoder": "true", "model.condition.length": ROOM}
 KINDS = {  # name → steps, options
-    "encoder": (1500, ENCODER | {"trainer.stage": "condition", "init": BASE}),
-    "all": (500, ENCODER | {"trainer.stage": "all", "trainer.lr": 1e-3, "trainer.adamw_lr": 3}),
-    "context": (1500, {"model.length": TEXT + ROOM, "init": BASE})}
+    "encoder": (1000, ENCODER | {"trainer.stage": "condition", "init": BASE}),
+    "all": (400, ENCODER | {"trainer.stage": "all", "trainer.lr": 1e-3, "trainer.adamw_lr": 3}),
+    "context": (1000, {"model.length": TEXT + ROOM, "init": BASE})}
 
 def name_of(kind, seed): return f"condition-{kind}-s{seed}"
 

@@ -11,6 +11,7 @@ from diffusion_lm.core import UserError
 from diffusion_lm.evaluation.metrics import evaluate
 from diffusion_lm.files import read_jsonl
 from diffusion_lm.lm import DiffusionLM
+from diffusion_lm.models.adapters import AdapterConfig, base_digest, find_adapter
 from diffusion_lm.models.transformer import ModelConfig, randomize_
 from diffusion_lm.text.corpus import DataConfig, load_corpus
 from diffusion_lm.text.tokenizer import train_bpe
@@ -106,6 +107,22 @@ def test_a_first_step_begins_with_their_weights(home):
     a, b = DiffusionLM.from_run("hardly").model, DiffusionLM.from_checkpoint(home/"llama").model
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=0, msg=name)
+
+def test_an_adapter_beside_their_weights(home):
+    "What was loaded stands still, and the adapter goes on as if it had not been stopped"
+    cfg = replace(recipe(home, "nelbo-count", model={"shift": True}, lr=.01), adapter=AdapterConfig(2))
+    run = train(cfg, "adapter", quiet=True)
+    train(replace(cfg, trainer=replace(cfg.trainer, stop_at=2)), "adapter-again", quiet=True)
+    train(cfg, "adapter-again", quiet=True, resume=True)
+    a, b = (find_adapter(n).state for n in ("adapter", "adapter-again"))
+    assert all(torch.equal(a[k], b[k]) for k in a) and max(v.abs().max() for k, v in a.items() if "lora_B" in k) > 0
+    base = DiffusionLM.from_checkpoint(home/"llama")
+    assert find_adapter("adapter").base == base_digest(base.model)
+    beside, merged = base.adapt("adapter"), DiffusionLM.from_run("adapter")
+    assert beside.generate("The", length=12) != base.generate("The", length=12)
+    for k, v in beside.merged().model.state_dict().items():
+        torch.testing.assert_close(merged.model.state_dict()[k], v, atol=1e-6, rtol=0, msg=k)
+    assert "bits_per_byte" in json.loads((run/"summary.json").read_text())
 
 @pytest.mark.parametrize("run", ["run-ar-model0", "run-block-model3"])
 def test_its_export_has_fewer_heads(home, run, tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy.special import comb
 
-from ..core import UserError, one_of, rng
+from ..core import UserError, one_of, rng, spoilt
 from .metrics import estimate_ratio, evaluating, same
 from ..text.reading import ARCHIVES, is_pipe, opened
 from ..text.tokenizer import Tokenizer
@@ -331,8 +331,7 @@ def _batch_nats(model, batch, device):
     "Weighted nats of each row of a batch"
     x, masked, weight = _tensors(model, batch, device)
     nll = token_nll(model, _states(model, x, masked)[masked], x[masked]).double()
-    if not torch.isfinite(nll).all():
-        raise UserError("the model's logits are not finite numbers: its training has diverged")
+    if not torch.isfinite(nll).all(): raise spoilt()
     nats = torch.zeros_like(weight)
     nats[masked] = nll*weight[masked]
     return nats.sum(1)

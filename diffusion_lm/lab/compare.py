@@ -24,7 +24,7 @@ import torch
 from fastcore.basics import patch
 
 from .. import __version__
-from ..core import UserError, at_least, autocast, clock, describe_machine, pick_dtype
+from ..core import UserError, at_least, autocast, clock, describe_machine, pick_dtype, spoilt
 from diffusion_lm.evaluation.metrics import (
     Estimate,
     _monte_carlo_error,
@@ -167,9 +167,7 @@ def score_arm(
     def bar(it): return progress(it, quiet, desc=f"scoring {arm.label}")
     m, kind = arm.lm.model, "exact" if arm.lm.model.is_exact else "bound"
     nats, _ = score_steadily(m, w.x, draws, batch, dtype=pick_dtype(arm.lm.device), progress=bar)
-    if not np.isfinite(nats).all():
-        raise UserError(f"'{arm.label}' predicts NaN or infinity: its weights are spoilt; "
-                        "leave it out, or train it anew")
+    if not np.isfinite(nats).all(): raise spoilt(f"'{arm.label}'")
     of_units = sum_by_unit(nats.mean(-1), w, units)
     error = _monte_carlo_error(nats, units.bytes.sum(), m.is_exact)
     same = arm.lm.tokenizer.fingerprint, arm.lm.length, m.block, m.is_exact

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import UserError, rng
+from ..core import UserError, rng, spoilt
 from ..evaluation.metrics import evaluating, looking
 from ..sampling.sampler import denoise
 from diffusion_lm.training.monitor import (
@@ -220,8 +220,7 @@ def probe_model(
     say=print,       # is told what comes next
 ) -> dict:
     "Guesses, attention, order and convergence of a model; None for what its kind does not have"
-    if not all(p.isfinite().all() for p in model.parameters()):
-        raise UserError("the weights hold numbers that are not finite: the training diverged, nothing can be probed")
+    if not all(p.isfinite().all() for p in model.parameters()): raise spoilt()
     kind = "causal" if model.causal else "block" if model.block else "bidirectional"
     say("what it says behind masks")
     said = [figures_at(g, counts) for g in guesses(model, x, seed=seed, dtype=dtype)]

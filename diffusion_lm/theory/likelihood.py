@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core import UserError, one_of, rng
+from ..core import UserError, one_of, rng, spoilt
 from .denoiser import Denoiser
 from .objective import token_nll
 
@@ -147,7 +147,7 @@ def surest(
     "Which k masked positions of each unit come next (b,l), bool; refuses NaN, which has no order"
     score = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
     score[masked] = ORDERS[order](logp).double()
-    if score.isnan().any(): raise UserError("the model predicts NaN: its weights are spoilt, train it anew")
+    if score.isnan().any(): raise spoilt()
     score = score.masked_fill(~masked, -torch.inf).reshape(-1, size)
     first = ranked(score).argsort(1) < k # the rank of each position
     return first.view(masked.shape) & masked
