@@ -78,7 +78,8 @@ KINDS = {  # name → epochs, options
     "diffusion": (160, {}),
     "diffusion-annealed": (60, ANNEALED),
     "diffusion-window": (60, WINDOW),
-    "diffusion-wd.4-drop.1": (60, regular(.4, .1)),
+    "diffusion-wd.4-drop.1": (31, regular(.4, .1)),
+    "diffusion-wd.4": (31, {"trainer.weight_decay": .4}),
     "dual": (60, DUAL),
     "dual-wd.4-drop.1": (60, DUAL | regular(.4, .1))}
 SEEDS = {  # of each kind; 0 where it is not named
