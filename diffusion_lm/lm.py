@@ -22,7 +22,7 @@ import yaml
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin, snapshot_download
 
-from .core import UserError, autocast, pick_device, pick_dtype, rng
+from .core import UserError, autocast, one_of, pick_device, pick_dtype, rng
 from .evaluation.metrics import Estimate, evaluate
 from .files import check_keys, find_run, read_json, read_yaml, unknown_key, write_text
 from diffusion_lm.models.adapters import (
@@ -32,6 +32,9 @@ from diffusion_lm.models.adapters import (
     merge_adapters,
     merged_state,
     named_weights,
+    read_adapter,
+    save_adapter,
+    take_adapter,
     with_adapters,
 )
 from .models.condition import make_conditional
@@ -63,6 +66,7 @@ class DiffusionLM(
         pairs: bool = False,  # was it trained on pairs of a condition and a text?
     ):
         self.model, self.tokenizer, self.name, self.dtype, self.folder = model.eval(), tokenizer, name, dtype, folder
+        self.added = () # adapters that `adapt` has put beside its weights or into them, by name
         self.profile = None # `loss_by_share` of an evaluation; the run's own if not set
         self.pairs, self.condition, self.before = pairs, None, np.zeros(0, np.int64) # `given` sets the last two
         self.device = next(model.parameters()).device
@@ -697,7 +701,7 @@ def adapt(
     for adapter, _ in chosen: adapter.check_base(base, self.name, self.tokenizer.fingerprint)
     model = (merge_adapters if merge else with_adapters)(self.model, chosen)
     name = "+".join([self.name, *(Path(adapter.name).stem for adapter, _ in chosen)])
-    return self._but(model, name=name)
+    return self._but(model, name=name, added=tuple(adapter.name for adapter, _ in chosen))
 
 @patch
 def merged(self:DiffusionLM) -> DiffusionLM:
@@ -722,8 +726,9 @@ def _save_pretrained(self:DiffusionLM, save_directory):
     write_text(at/"config.yaml", config)
     self.tokenizer.save(at/"tokenizer.json")
     save_weights(merged_state(m), at/"model.safetensors", tokenizer=self.tokenizer.fingerprint)
+    if not self.folder or self.added: return # what else is in the folder is about other weights
     for name in ("summary.json", ADAPTER_FILE):
-        if self.folder and (self.folder/name).exists(): shutil.copyfile(self.folder/name, at/name)
+        if (self.folder/name).exists(): shutil.copyfile(self.folder/name, at/name)
 
 @patch(cls_method=True)
 def _from_pretrained(
@@ -737,6 +742,26 @@ def _from_pretrained(
     lm = cls.from_run(path, device=device)
     lm.name = model_id
     return lm
+
+# %% ../nbs/60_lm.ipynb #dl07
+@patch
+def share_adapter(
+    self:DiffusionLM,
+    folder,                  # to write; to be put on the hub, for example
+    name: str | None = None, # which adapter; the only one if not given
+):
+    "Write an adapter by itself, as adapter.safetensors; raises `UserError` where there is none, or where several are"
+    own = self.folder and self.folder/ADAPTER_FILE
+    if self.model.adapted:
+        names = [*self.model.adapted.configs]
+        if name is None and len(names) > 1: raise UserError(f"name one of the adapters: {', '.join(names)}")
+        name = name or names[0]
+        one_of("adapter", name, names)
+        adapter = take_adapter(self.model, name, self.tokenizer.fingerprint)
+    elif own and own.is_file() and not self.added: adapter = read_adapter(own)
+    else: raise UserError(f"'{self.name}' has no adapter by itself: `adapt` puts one beside a run")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_adapter(adapter, Path(folder)/ADAPTER_FILE)
 
 # %% ../nbs/60_lm.ipynb #cd02
 @patch
