@@ -109,7 +109,8 @@ def told(home, told_home):
     return home
 
 @pytest.mark.parametrize("args, why", [
-    (["eval", "told", "--file", "qa.txt"], "question"), (["eval", "told", "--file", "none.jsonl"], "none.jsonl"),
+    (["eval", "told", "--file", "qa.txt"], "qa.txt is no table"),
+    (["eval", "told", "--file", "none.jsonl"], "none.jsonl"),
     (["eval", "told", "--likelihood", "order"], "'told' was trained with them"),
     (["eval", "answers", "--likelihood", "bracket"], "--likelihood bracket reads text without conditions"),
     (["eval", "answers", "--task", "piqa", "--file", "piqa.jsonl"], "--task reads text without conditions"),
