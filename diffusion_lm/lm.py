@@ -418,7 +418,9 @@ def holes(self:DiffusionLM, template: str) -> Parts:
     "The parts of a template; raises `UserError` where the model cannot fill it"
     self._check_infills()
     if read_holes(template).known: self.padded(template) # it has words of its own for what does not fit
-    return parts_of(self.tokenizer, template).fitted(self.length)
+    parts = parts_of(self.tokenizer, template)
+    first, *others = parts.texts
+    return parts._replace(texts=[[*self.before, *first], *others]).fitted(self.length)
 
 @patch
 def lengths(
@@ -491,7 +493,7 @@ def _fill_open(self:DiffusionLM, parts, n, avoid, options, changes, batch=16):
             free[:size] = torch.tensor(row.when) > 0
             ids = self._clean(torch.from_numpy(ids), free, avoid, len(out), self._within(o, ids, size, opens))
             lengths = tuple(row.length(h) for h in range(len(parts.holes)))
-            out.append(Filled(self.tokenizer.decode(ids[:size]), lengths))
+            out.append(Filled(self.tokenizer.decode(ids[len(self.before):size]), lengths))
     return out
 
 # %% ../nbs/60_lm.ipynb #e405
