@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from diffusion_lm.command import (
     Command,
+    LoadCommand,
     RecipeCommand,
     Rule,
     RunCommand,
@@ -306,14 +308,16 @@ class SampleCommand(WritingCommand):
             Rule("condition_scale", "condition" in self.given, "goes with --condition"),
         ]
 
-    def check(self):
-        check_that(not (self.fills and self.prompt),
-                   "--prompt and --infill exclude each other: write the prompt into the template")
-        _check_seed(self.seed)
-        _check_counts(self, "top_k", "length")
-        super().check()
-        for k in ("include", "avoid", "toward"): _words(k, getattr(self, k))
-        if self.interactive: need_input()
+# %% ../nbs/99_cli.ipynb #ds01
+@patch
+def check(self:SampleCommand):
+    check_that(not (self.fills and self.prompt),
+               "--prompt and --infill exclude each other: write the prompt into the template")
+    _check_seed(self.seed)
+    _check_counts(self, "top_k", "length")
+    WritingCommand.check(self)
+    for k in ("include", "avoid", "toward"): _words(k, getattr(self, k))
+    if self.interactive: need_input()
 
 # %% ../nbs/99_cli.ipynb #0065
 def _check_counts(command, *names):
@@ -435,7 +439,7 @@ def talk(self:ChatCommand, lm):
 @dataclass(kw_only=True)
 class EvalCommand(RunCommand):
     "Score the run's own test text, a file, or the answers to questions."
-    # a UTF-8 text file to score instead of the run's test split;
+    # a UTF-8 text file to score instead of the run's test split; of a run that was trained on pairs, a table of pairs;
     # with --task: a file with its questions, the folder of a dataset, or a name on the hub (default: the usual one)
     file: str = ""
     # masks drawn for each window, or for each answer of a task (128 if not given);
@@ -496,19 +500,49 @@ def check(self:EvalCommand):
 def score(self:EvalCommand):
     "Score text in bits per byte"
     from diffusion_lm.core import pick_dtype
-    from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.report import test_figures
-    text = read_text(self.file) if self.file else None
     lm, start = self.load(), time.perf_counter()
     if self.likelihood == "ar": lm = lm.left_to_right()
     refuse(self.given, Rule("draws", not lm.model.is_exact, "goes with a bound; the score of this run is exact"))
     lm.dtype = pick_dtype(lm.device)
-    if text is not None: figures = lm.score(text, self.draws)
+    if self.file: figures = self.score_file(lm)
     else:
         figures = test_figures(lm.model, lm.tokenizer, own_text(lm), self.draws, self.max_tokens or None, lm.dtype,
                                quiet=self.json)
     result = _score_report(lm, figures, time.perf_counter() - start)
     self.answer(result, _score_lines(result))
+
+# %% ../nbs/99_cli.ipynb #ds03
+@patch
+def score_file(self:EvalCommand, lm):
+    "Figures of a text or, for a run that was trained on pairs, of the answers of a table given their conditions"
+    from tempfile import TemporaryDirectory
+
+    from diffusion_lm.text.reading import read_text
+    from diffusion_lm.training.report import test_figures
+    if lm.pairs:
+        with TemporaryDirectory(ignore_cleanup_errors=True) as d:
+            store = _pairs_to_score(self.file, lm, d)
+            return test_figures(lm.model, lm.tokenizer, store, self.draws, None, lm.dtype, quiet=self.json)
+    if lm.asks: note(f"'{lm.name}' is scored without a condition")
+    return lm.score(read_text(self.file), self.draws)
+
+def _pairs_to_score(file, lm, folder):
+    "A token store, all of which is test text, of the pairs in a file under the columns of a run"
+    from diffusion_lm.text.corpus import SPLITS, load_corpus
+    from diffusion_lm.text.store import token_store
+    data = recipe_of(lm).data
+    corpus = load_corpus(file, data.column, condition=data.condition)
+    for n in corpus.notes: note(n)
+    return token_store(corpus, lm.tokenizer, folder, [SPLITS.index("test")]*len(corpus))
+
+@patch
+def load_plain(self:EvalCommand, option):
+    "The run; refuses one that takes conditions, which this option would leave out"
+    lm = self.load()
+    why = f"reads text without conditions, and '{lm.name}' was trained with them"
+    check_that(not lm.asks, f"{option} {why}: leave it out")
+    return lm
 
 # %% ../nbs/99_cli.ipynb #6c76
 @patch
@@ -519,7 +553,7 @@ def other_likelihood(self:EvalCommand):
     from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.callbacks import progress
     text = read_text(self.file) if self.file else None
-    lm, start = self.load(), time.perf_counter()
+    lm, start = self.load_plain(f"--likelihood {self.likelihood}"), time.perf_counter()
     check_that(not lm.model.is_exact, "the score of this run is exact: leave out --likelihood")
     def bar(it): return progress(it, self.json, desc="scoring")
     common = {"dtype": pick_dtype(lm.device), "progress": bar}
@@ -570,7 +604,7 @@ def take_test(self:EvalCommand):
     from diffusion_lm.evaluation.tasks import evaluate_task, load_items
     from diffusion_lm.training.callbacks import progress
     items = load_items(self.task, self.file or None, self.max_items or None)
-    lm, start = self.load(), time.perf_counter()
+    lm, start = self.load_plain("--task"), time.perf_counter()
     refuse(self.given, Rule("draws", not lm.model.is_exact, "goes with a bound; the score of this run is exact"))
     def bar(it): return progress(it, self.json, desc=f"answering {self.task}")
     draws = self.draws if "draws" in self.given else 128
@@ -588,7 +622,7 @@ def judge(self:EvalCommand):
     from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.report import style_figures
     reference = read_text(self.reference) if self.reference else None
-    lm = self.load()
+    lm = self.load_plain("--style")
     note(f"writing {self.samples} texts")
     r = style_figures(recipe_of(lm), lm, reference, self.samples, self.seed)
     size = (f"{r['texts']} texts of {r['words']:,} words beside {r['reference_words']:,}; intervals by text, "
@@ -783,24 +817,25 @@ class BenchCommand(Command):
             yield Rule(name, False, f"goes with {of}, not with bench {self.what}")
         yield Rule("all_dtypes", not self.no_peer, "is about x-transformers, which --no-peer leaves out")
 
-    def check(self):
-        from diffusion_lm.core import one_of
-        one_of("benchmark", self.what, BENCHES)
-        drift = self.what == "drift"
-        check_that(self.run or not drift, "bench drift needs a run")
-        check_that(drift or not self.run, f"'{self.run}' is one argument too many")
-        super().check()
-        _check_counts(self, "length")
-        check_that(0 < self.minutes < float("inf"), f"minutes must be above 0 and finite, got {self.minutes:g}")
-        for name in {"preset", "vocab", "rounds"} - self.given: setattr(self, name, getattr(BENCHES[self.what], name))
-
     def __call__(self): self.answer(*BENCHES[self.what].run(self))
+
+# %% ../nbs/99_cli.ipynb #ds02
+@patch
+def check(self:BenchCommand):
+    from diffusion_lm.core import one_of
+    one_of("benchmark", self.what, BENCHES)
+    drift = self.what == "drift"
+    check_that(self.run or not drift, "bench drift needs a run")
+    check_that(drift or not self.run, f"'{self.run}' is one argument too many")
+    Command.check(self)
+    _check_counts(self, "length")
+    check_that(0 < self.minutes < float("inf"), f"minutes must be above 0 and finite, got {self.minutes:g}")
+    for name in {"preset", "vocab", "rounds"} - self.given: setattr(self, name, getattr(BENCHES[self.what], name))
 
 # %% ../nbs/99_cli.ipynb #100f
 @dataclass(kw_only=True)
-class ExportCommand(Command):
+class ExportCommand(LoadCommand):
     "Write a folder that writes text without PyTorch: ONNX graphs, tokenizer, and a sampler in one file."
-    run: str               # a run's name, its folder or its weights file
     format: str = "onnx"   # onnx, or torch: a package of torch.export
     fp16: bool = False     # also a graph in half precision
     int8: bool = False     # also a graph with weights of eight bits
@@ -809,12 +844,7 @@ class ExportCommand(Command):
     max_tokens: int = 8192 # tokens of test text on which the cost of smaller graphs is measured
     out: str = ""          # the folder to make (default: NAME-onnx)
     runs: str = ""         # folder of runs (default: checkpoints)
-    # a run that trained an adapter beside this run's weights, or its file; :0.5 behind it is a weight;
-    # several add up
-    adapter: list[str] = None
     json: bool = False     # print export.json
-
-    spelling = {"run": ["run"]}
 
     def rules(self):
         return [
@@ -836,20 +866,20 @@ class ExportCommand(Command):
         super().check()
         if self.format == "onnx": check_opset(self.opset) # and the packages that it needs
 
-    def __call__(self):
-        from diffusion_lm.deploy.export import export_lm
-        from diffusion_lm.lm import DiffusionLM
-        lm = DiffusionLM.from_run(self.run, self.runs or None, "cpu")
-        if self.adapter: lm = lm.adapt(self.adapter, self.runs or None, merge=True)
-        folder = Path(self.out or f"{lm.name}-{self.format}")
-        score, windows = self.test_text(lm) if self.smaller else (None, None)
-        about = export_lm(lm, folder, self.fp16, self.int8, windows, self.opset, score, self.format, say=note)
-        self.answer(about, *_export_parts(about, short_path(folder.resolve())))
+# %% ../nbs/99_cli.ipynb #ds04
+@patch
+def __call__(self:ExportCommand):
+    from diffusion_lm.deploy.export import export_lm
+    lm = self.load_from(self.runs, "cpu")
+    folder = Path(self.out or f"{lm.name}-{self.format}")
+    score, windows = self.test_text(lm) if self.smaller else (None, None)
+    about = export_lm(lm, folder, self.fp16, self.int8, windows, self.opset, score, self.format, say=note)
+    self.answer(about, *_export_parts(about, short_path(folder.resolve())))
 
 # %% ../nbs/99_cli.ipynb #0080
 @patch
 def test_text(self:ExportCommand, lm):
-    "Test tokens with their bounds, and windows of validation text; None where the text is not there"
+    "A function that scores a model on test text, and windows of validation text; None where the text is not there"
     from diffusion_lm.core import UserError
     try: store = own_text(lm)
     except UserError as e:
@@ -857,7 +887,14 @@ def test_text(self:ExportCommand, lm):
         note(f"what the smaller graphs cost is not measured: {e}")
         return None, None
     windows = _validation_windows(lm, store) if self.static else None
-    return _first_tokens(store, self.max_tokens), windows
+    return partial(_score_tokens, lm.tokenizer, store, self.max_tokens), windows
+
+def _score_tokens(tok, store, n, model):
+    "Score a model on the first tokens of the test split or, of pairs, on as many that are evenly spread"
+    from diffusion_lm.evaluation.metrics import evaluate, evaluate_pairs
+    how = {"draws": 2, "batch": 8}
+    if store.paired: return evaluate_pairs(model, tok, store, max_tokens=n, readings=("right",), **how)
+    return evaluate(model, tok, *_first_tokens(store, n), **how)
 
 def _first_tokens(store, n):
     "The first tokens of the test split, and the bounds of their documents"
@@ -879,7 +916,8 @@ def _export_parts(about, where):
     greedy = "reveals the same" if e["same_order"] else "differs"
     agreement = (f"beside PyTorch: logits differ by {e['max']:.1g} at most, {e['mean']:.1g} on average; "
                  f"a greedy sampler {greedy}")
-    use = f'{where}: python {where}/runtime.py {where} --prompt "My fellow citizens"'
+    asked = '--condition "Who speaks?"' if about["condition"] else '--prompt "My fellow citizens"'
+    use = f"{where}: python {where}/runtime.py {where} {asked}"
     return export_table(about), agreement, use
 
 # %% ../nbs/99_cli.ipynb #8101

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recipes', 'find_recipe', 'check_that', 'field_comments', 'Rule', 'option_name', 'refuse', 'Command', 'run_command',
-           'RunCommand', 'recipe_of', 'own_text', 'value_of', 'RecipeCommand']
+           'LoadCommand', 'RunCommand', 'recipe_of', 'own_text', 'value_of', 'RecipeCommand']
 
 # %% ../nbs/98_command.ipynb #0003
 import contextlib
@@ -222,22 +222,28 @@ def run_command(
 
 # %% ../nbs/98_command.ipynb #0023
 @dataclass(kw_only=True)
-class RunCommand(Command):
+class LoadCommand(Command):
     "What the commands share that load a run"
-    run: str             # a run's name, its folder or its weights file
-    out: str = ""        # folder of runs (default: checkpoints)
-    device: str = "auto" # auto, cpu, cuda or mps
+    run: str # a run's name, its folder or its weights file
     # a run that trained an adapter beside this run's weights, or its file; :0.5 behind it is a weight;
     # several add up
     adapter: list[str] = None
 
     spelling = {"run": ["run"]}
 
-    def load(self):
-        "The model of the run"
+    def load_from(self, folder, device):
+        "The model of the run in a folder of runs, with the adapters in its weights"
         from diffusion_lm.lm import DiffusionLM
-        lm = DiffusionLM.from_run(self.run, self.out or None, self.device)
-        return lm.adapt(self.adapter, self.out or None, merge=True) if self.adapter else lm
+        lm = DiffusionLM.from_run(self.run, folder or None, device)
+        return lm.adapt(self.adapter, folder or None, merge=True) if self.adapter else lm
+
+@dataclass(kw_only=True)
+class RunCommand(LoadCommand):
+    "The same, from any folder of runs, on any device"
+    out: str = ""        # folder of runs (default: checkpoints)
+    device: str = "auto" # auto, cpu, cuda or mps
+
+    def load(self): return self.load_from(self.out, self.device)
 
 # %% ../nbs/98_command.ipynb #0025
 def recipe_of(

@@ -199,5 +199,4 @@ def test_bad_input(home, story, capsys):
     other = ["--model.condition.layers", "2"]
     said = refused(capsys, *new, "--init", "told", *pairs[:6], *SMALL[2:], *other)
     assert "model.condition.layers is 2 here and 1 there" in said
-    assert "cannot be exported" in refused(capsys, "export", "told")
     assert not run_path("new").exists()

@@ -168,6 +168,23 @@ def test_a_run_with_holes(with_holes):
             assert not f.scores
         assert other.fill(template)[0].scores
 
+def test_an_export_fills_holes_whose_lengths_are_given(with_holes, tmp_path, capsys):
+    "It writes as the run does, can write neither [EXPAND] nor [DELETE], and finds no lengths"
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from diffusion_lm.deploy import runtime
+    from diffusion_lm.deploy.export import export_lm
+    lm = DiffusionLM.from_run("holes", device="cpu")
+    export_lm(lm, tmp_path/"holes")
+    m, edits = runtime.Model(tmp_path/"holes"), list(lm.tokenizer.edits)
+    assert m.generate("the river", n=4, seed=3) == lm.generate("the river", n=4, seed=3)
+    assert m.infill("the [MASK:3] sea", n=4, seed=3) == lm.infill("the [MASK:3] sea", n=4, seed=3)
+    assert (m.logits([[lm.tokenizer.mask]*8])[..., edits] == -float("inf")).all()
+    for hole in ("[MASK:?]", "[MASK:1-4]"):
+        assert runtime.main([str(tmp_path/"holes"), "--infill", f"the {hole} sea"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and f"{hole} leaves the length to the model" in err
+
 def test_json_says_lengths(dlm, with_holes):
     status, out, err = dlm("sample", "tiny", "--json", "--infill", "the [MASK:1-4] sea", "-n", 2)
     assert status == 0, err

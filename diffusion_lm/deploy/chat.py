@@ -77,6 +77,10 @@ class Chat:
 @patch
 def check(self:Chat) -> Chat:
     "Self; raises `UserError` for settings that cannot be"
+    lm = self.lm
+    if lm.asks or lm.condition is not None:
+        raise UserError(f"'{lm.name}' answers to a condition and goes on with no talk: "
+                        "ask it with dlm sample --condition TEXT")
     within(self, "", 1, self.longest, "length")
     within(self.sampling, "", 1, 1 << 16, "steps")
     self.sampling.check()

@@ -85,6 +85,9 @@ def open_arms(
     arms, seen = [], Counter()
     for run in runs:
         lm = DiffusionLM.from_run(run, out, device)
+        if lm.asks:
+            raise UserError(f"'{lm.name}' answers to conditions, and a comparison scores text without them: "
+                            "dlm eval scores its answers")
         name = re.sub(r"[^\w.() -]", "_", lm.name) # a label stands in tables and in Markdown
         seen[name] += 1
         label = name if seen[name] == 1 else f"{name} ({seen[name]})"

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from ..core import UserError, above_zero, at_least, one_of, require
@@ -294,14 +295,27 @@ def named_weights(
         if not math.isfinite(weight): raise UserError(f"the weight of adapter '{name}' must be finite, got {weight}")
     return dict(pairs)
 
+# %% ../../nbs/models/37_adapters.ipynb #da01
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+def _folder_of(name, out):
+    "The folder of an adapter: a run's, another that holds its file, or a copy of a repository on the hub"
+    try: return find_run(name, out)
+    except UserError:
+        folder = Path(name).expanduser()
+        if (folder/ADAPTER_FILE).is_file(): return folder
+        if folder.exists() or not _ON_HUB.fullmatch(name): raise
+        try: return Path(snapshot_download(name, allow_patterns=[ADAPTER_FILE]))
+        except Exception: pass # there is no network, or no such repository
+        raise
+
 def find_adapter(
-    name: str,              # of its run, its folder, or its file
+    name: str,              # of its run, its folder, its file, or a repository on the hub
     out: Path | None = None, # another folder of runs
 ) -> Adapter:
     "The adapter of that name"
     path = Path(name).expanduser()
     if path.is_file(): return read_adapter(path, name)
-    run = find_run(name, out)
-    if not (run/ADAPTER_FILE).is_file():
-        raise UserError(f"run '{run.name}' is no adapter; one is trained with: dlm train --init RUN --adapter.rank 16")
-    return read_adapter(run/ADAPTER_FILE, name)
+    folder = _folder_of(name, out)
+    if (folder/ADAPTER_FILE).is_file(): return read_adapter(folder/ADAPTER_FILE, name)
+    raise UserError(f"run '{path.name}' is no adapter; one is trained with: dlm train --init RUN --adapter.rank 16")

@@ -173,6 +173,7 @@ class OpenRow:
     def delete(self, i):
         for z in (self.ids, self.hole, self.when, self.p): del z[i]
 
+# %% ../../nbs/sampling/44_lengths.ipynb #ds44a
 def _first_row(parts, lengths, mask):
     "The canvas to begin with"
     ids, hole = [], []
@@ -222,6 +223,7 @@ def _tables(rows, parts, length, mask):
             z[:, r, i] = True, not parts.holes[h].known, *limits[h], begins
     return _Tables(*map(torch.from_numpy, (x, *z)))
 
+# %% ../../nbs/sampling/44_lengths.ipynb #ds44b
 def _revise(row, parts, new, tokens, p, step, edits, mask, length):
     "Carry out the answers at the positions `new`"
     moved = 0
@@ -254,6 +256,7 @@ def _check_open(options, policy):
     if policy.forgets:
         raise UserError(f"sampler {options.sampler} masks again what it wrote: it does not go with a hole that grows")
 
+# %% ../../nbs/sampling/44_lengths.ipynb #ds44c
 @torch.no_grad()
 def write_open(
     model: Denoiser,         # trained with open masks

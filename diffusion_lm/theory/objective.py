@@ -153,20 +153,24 @@ class Objective(nn.Module):
         if self.name == "ar": return self.ar.plain # then it is the negative log-likelihood itself
         return self.schedule.proper and self.noise.progress == "none" and self.noise.blocks == 1
 
-    def times(self, length: int) -> int:
-        "How many times it takes for a sequence of `length` tokens"
-        return length//self.model.block if self.name == "block" else self.noise.blocks
+# %% ../../nbs/theory/23_objective.ipynb #ds23a
+@patch
+def times(self:Objective, length: int) -> int:
+    "How many times it takes for a sequence of `length` tokens"
+    return length//self.model.block if self.name == "block" else self.noise.blocks
 
-    def scored(
-        self,
-        x: torch.Tensor, # tokens (b,l)
-    ) -> torch.Tensor:
-        "Which tokens may be masked, and count (b,l), bool: all real ones"
-        return x != self.model.pad
+@patch
+def scored(
+    self:Objective,
+    x: torch.Tensor, # tokens (b,l)
+) -> torch.Tensor:
+    "Which tokens may be masked, and count (b,l), bool: all real ones"
+    return x != self.model.pad
 
-    def readings(self, model: Denoiser) -> dict[str, Denoiser]:
-        "How else a model that it trains can be read and scored, by name"
-        return {"left_to_right": LeftToRight(model)} if self.name == "dual" else {}
+@patch
+def readings(self:Objective, model: Denoiser) -> dict[str, Denoiser]:
+    "How else a model that it trains can be read and scored, by name"
+    return {"left_to_right": LeftToRight(model)} if self.name == "dual" else {}
 
 # %% ../../nbs/theory/23_objective.ipynb #4005
 @patch
