@@ -29,7 +29,7 @@ from ..models.pretrained import pretrained_run
 from ..models.thought_model import PASSAGE, ThoughtObjective
 from ..models.transformer import ModelConfig
 from ..sampling.sampler import denoise
-from ..text.corpus import DataConfig, lasting
+from ..text.corpus import FIRST_SENTENCE, DataConfig, lasting
 from ..text.store import TokenizerConfig
 from ..text.tokenizer import Tokenizer
 from ..theory.holes import HolesConfig, HolesObjective
@@ -180,9 +180,24 @@ def _check_condition(cfg):
     if encoder and stage != "decoder" and not pairs:
         raise UserError("model.condition needs pairs: set data.condition to a column, or to 'first sentence'")
     if stage == "decoder" and pairs: raise UserError("trainer.stage decoder reads plain text: leave out data.condition")
+    if cfg.model.picture: _check_pictures(cfg)
     if stage == "condition" and not cfg.init:
         raise UserError("trainer.stage condition freezes the denoiser: give a trained one with --init RUN")
     if pairs: _check_pairs(cfg)
+
+def _check_pictures(cfg):
+    "A model of pictures reads them from a table, in its own size"
+    if cfg.data.condition == FIRST_SENTENCE:
+        raise UserError("model.condition.picture reads pictures: set data.condition to the column of their files")
+    if cfg.data.picture not in (None, cfg.model.picture):
+        raise UserError(f"data.picture is set by model.condition.picture {cfg.model.picture}: leave it out")
+
+def _with_pictures(cfg):
+    "The recipe, whose text comes with pictures if its model reads some"
+    if cfg.data.picture and not cfg.model.picture:
+        raise UserError("data.picture goes with a model that reads pictures: set model.condition.picture")
+    if not (cfg.model.picture and cfg.data.condition): return cfg
+    return replace(cfg, data=replace(cfg.data, picture=cfg.model.picture))
 
 def _check_pairs(cfg):
     "What does not go with pairs"
@@ -247,6 +262,7 @@ def check(
     cfg = _check_blocks(self)
     cfg = replace(cfg, model=cfg.model.resolve(), trainer=cfg.trainer.check(), monitor=cfg.monitor.check())
     _check_condition(cfg)
+    cfg = _with_pictures(cfg)
     _check_noise(cfg)
     _check_curriculum(cfg)
     _check_adapter(cfg)
@@ -285,7 +301,8 @@ def _idle_elsewhere(cfg):
         for k in ("kind", "vocab_size"): out[f"tokenizer.{k}"] = "tokenizer.load takes one that is there"
     if cfg.objective == "ar": out["trainer.unfold"] = "a causal network sees nothing that follows"
     if cfg.trainer.optimizer != "muon": out["trainer.adamw_lr"] = "it goes with trainer.optimizer muon"
-    elif cfg.adapter: out["trainer.adamw_lr"] = "AdamW steps all of an adapter, at trainer.lr"
+    elif cfg.adapter and cfg.trainer.stage != "condition":
+        out["trainer.adamw_lr"] = "AdamW steps all of an adapter, at trainer.lr"
     if cfg.trainer.lr_schedule == "cosine": out["trainer.decay"] = "it goes with trainer.lr_schedule wsd"
     if c and c.epochs: out["curriculum.shares"] = "curriculum.epochs stand in its place"
     if c and all(ends == (0, 1) for ends in zip(c.low, c.high)):
@@ -371,7 +388,10 @@ def _condition_pairs(a, b): # two ModelConfigs
     if not b.condition: return {}
     if not a.condition: return {"model.condition": ("none", "an encoder")}
     mine, other = (encoder_config(m.condition, m) for m in (a, b))
-    return {f"model.condition.{k}": (getattr(mine, k), getattr(other, k)) for k in ("width", "heads", "layers")}
+    pairs = {f"model.condition.{k}": (getattr(mine, k), getattr(other, k)) for k in ("width", "heads", "layers")}
+    pairs |= {"model.condition.picture": (a.picture, b.picture)}
+    if a.picture: pairs |= {"model.condition.patch": (a.condition.patch, b.condition.patch)}
+    return pairs
 
 def _objective_pairs(a, b):
     if _family(a) == _family(b): return {}
