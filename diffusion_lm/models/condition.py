@@ -51,16 +51,19 @@ class PatchEncoder(nn.Module):
     ):
         super().__init__()
         c, self.config, self.patch = config, config, patch
-        self.embed = nn.Linear(3*patch**2, c.width)
-        self.places = nn.Parameter(torch.randn(c.length, c.width)*.02)
+        self.embed, self.light = nn.Linear(3*patch**2, c.width), nn.Linear(2, c.width)
+        self.places = nn.Parameter(torch.randn(c.length, c.width)/2) # about as large as what is seen
         self.blocks = nn.ModuleList(TransformerLayer(c.width, c.heads, c.dropout) for _ in range(c.layers))
         self.norm = make_norm(c.width)
+        for w in (self.light.weight, self.light.bias): nn.init.zeros_(w) # what all patches share would hide them
         for b in self.blocks: # every layer starts as the identity
             for w in (b.attn.out.weight, b.ff.down.weight): nn.init.zeros_(w)
 
     def forward(self, x):
-        patches = F.pixel_unshuffle(x, self.patch).flatten(2).mT # (b,n,3·patch²)
-        h = self.embed(patches) + self.places
+        mean, std = (f((1, 2, 3), keepdim=True) for f in (x.mean, x.std))
+        patches = F.pixel_unshuffle((x - mean)/(std + .01), self.patch).flatten(2).mT # (b,n,3·patch²)
+        light = self.light(torch.cat([mean, std], 1).flatten(1))
+        h = self.embed(patches) + self.places + light[:, None]
         for layer in self.blocks: h, _ = layer(h)
         return self.norm(h)
 

@@ -191,7 +191,7 @@ def prepare_text(self: Training):
 def prepare_pairs(self: Training):
     "Say what of the pairs is cut, and choose a condition for the samples"
     model, samples = self.cfg.model, self.cfg.samples
-    room = model.condition.length if model.condition else None
+    room = model.condition.room if model.condition else None
     for line in cut_notes(self.store, model.length, room): self.say(line)
     if samples.condition is not None: return
     first = self.store.numbers("validation")[0]
