@@ -60,9 +60,10 @@ class PrepareCommand(RecipeCommand):
 
     def check(self):
         from diffusion_lm.training.curriculum import CurriculumConfig
+        from diffusion_lm.training.recipe import with_pictures
         refuse({"out"} if self.out else (), *self.rules())
         curriculum = (self.cfg.curriculum or CurriculumConfig()).check()
-        self.cfg = replace(self.cfg, model=self.cfg.model.resolve(), curriculum=curriculum)
+        self.cfg = with_pictures(replace(self.cfg, model=self.cfg.model.resolve(), curriculum=curriculum))
 
     def __call__(self):
         from diffusion_lm.text.store import prepare

@@ -127,6 +127,8 @@ def test_what_rests_does_not_move(text, shown, more):
 def test_a_run_of_pictures(home, text, shown, capsys):
     "Trained by LoRA, stopped, resumed, loaded, scored, sampled and shared; the unbroken run is the same"
     args = ["--data.path", str(shown), *SEES, "--adapter.rank", "2"]
+    assert not main(["prepare", *args, "--json"])
+    prepared = json.loads(capsys.readouterr().out)["store"]
     assert not main(["train", "--name", "whole", *args])
     assert "an adapter of rank 2 and what tells it a condition" in capsys.readouterr().err
     assert not main(["train", "--name", "broken", *args, "--trainer.stop_at", "2"])
@@ -134,7 +136,7 @@ def test_a_run_of_pictures(home, text, shown, capsys):
     weights = [load_weights(run_path(n)/"model.safetensors") for n in ("whole", "broken")]
     assert all(torch.equal(weights[1][n], p) for n, p in weights[0].items())
     summary = read_json(run_path("whole")/"summary.json")
-    assert set(summary["conditions"]) == {"right", "another", "none"}
+    assert summary["data"]["store"] == prepared and set(summary["conditions"]) == {"right", "another", "none"}
     assert {r["condition"].split("/")[-2] for r in read_jsonl(run_path("whole")/"samples.jsonl")} == {"pictures"}
     assert "--image FILE" in (run_path("whole")/"report.md").read_text()
     capsys.readouterr()
