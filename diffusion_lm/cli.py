@@ -62,9 +62,10 @@ class PrepareCommand(RecipeCommand):
 
     def check(self):
         from diffusion_lm.training.curriculum import CurriculumConfig
+        from diffusion_lm.training.recipe import with_pictures
         refuse({"out"} if self.out else (), *self.rules())
         curriculum = (self.cfg.curriculum or CurriculumConfig()).check()
-        self.cfg = replace(self.cfg, model=self.cfg.model.resolve(), curriculum=curriculum)
+        self.cfg = with_pictures(replace(self.cfg, model=self.cfg.model.resolve(), curriculum=curriculum))
 
     def __call__(self):
         from diffusion_lm.text.store import prepare
@@ -286,7 +287,8 @@ class SampleCommand(WritingCommand):
     avoid: str = ""           # words that must not occur, separated by commas
     # what to go on from, or to answer, for a run that was trained on pairs; '' for nothing
     condition: str = ""
-    condition_scale: float = 0. # with --condition: above 0, follow it more closely; twice the evaluations
+    image: str = ""           # a picture to write about, for a run that was trained on pictures; '' for none
+    condition_scale: float = 0. # with --condition or --image: above 0, follow it more closely; twice the evaluations
     stream: bool = False      # show the text while it is written
     interactive: bool = False # ask for prompt after prompt, and stream
 
@@ -305,7 +307,7 @@ class SampleCommand(WritingCommand):
             Rule("include", not self.fills, "goes with --prompt; write the words into the template"),
             Rule("length", not self.fills, "goes with --prompt; a template has its own length"),
             Rule("strength", bool(self.toward), "goes with --toward"),
-            Rule("condition_scale", "condition" in self.given, "goes with --condition"),
+            Rule("condition_scale", {"condition", "image"} & {*self.given}, "goes with --condition or --image"),
         ]
 
 # %% ../nbs/99_cli.ipynb #ds01
@@ -313,6 +315,8 @@ class SampleCommand(WritingCommand):
 def check(self:SampleCommand):
     check_that(not (self.fills and self.prompt),
                "--prompt and --infill exclude each other: write the prompt into the template")
+    check_that(not {"condition", "image"} <= {*self.given},
+               "--condition and --image exclude each other: a run reads texts or pictures")
     _check_seed(self.seed)
     _check_counts(self, "top_k", "length")
     WritingCommand.check(self)
@@ -349,10 +353,20 @@ def check_with(self:SampleCommand, lm, o):
 @patch
 def told(self:SampleCommand, lm):
     "The run, given the condition that was typed; refuses one that waits for a condition in vain"
+    if lm.model.config.picture: return self.shown(lm)
+    check_that("image" not in self.given, f"run '{lm.name}' reads no pictures: leave out --image")
     given = "condition" in self.given
     check_that(given or not lm.asks,
                f"run '{lm.name}' goes on from a condition: give --condition TEXT, or --condition '' for none")
     return lm.given(self.condition, self.condition_scale) if given else lm
+
+@patch
+def shown(self:SampleCommand, lm):
+    "The run, given the picture whose file was typed"
+    check_that("condition" not in self.given, f"run '{lm.name}' reads pictures, not texts: give --image FILE")
+    check_that("image" in self.given,
+               f"run '{lm.name}' writes about pictures: give --image FILE, or --image '' for none")
+    return lm.given(self.image, self.condition_scale)
 
 # %% ../nbs/99_cli.ipynb #0068
 @patch
@@ -370,7 +384,7 @@ def __call__(self:SampleCommand):
     texts = [f.text for f in filled]
     about = {"prompt": self.infill or self.prompt, "seed": o.seed, "sampler": o.sampler,
              "steps": None if _chooses_steps(o.sampler, lm) else o.steps}
-    if lm.condition is not None: about["condition"] = lm.condition
+    if lm.condition is not None: about["image" if lm.model.config.picture else "condition"] = lm.condition
     for line in dict.fromkeys(f.found for f in filled if f.found): note(line)
     self.answer([{"text": f.text, **about, **f.about} for f in filled], f"\n{'─'*20}\n".join(texts))
 

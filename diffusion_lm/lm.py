@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from .models.condition import make_conditional
 from .models.make import make_model
 from .models.pretrained import pretrained_run
 from .models.transformer import ConditionConfig, ModelConfig, n_params
+from .pictures import NO_PICTURE, read_picture
 from .sampling.lengths import REACH, Parts, best_of, length_scores, parts_of, write_open
 from .sampling.player import denoising_page, denoising_player, trace
 from .sampling.sampler import PLAIN, Frame, SampleOptions, denoise, sample
@@ -114,6 +115,7 @@ def from_run(
     run,                  # a run's name, its folder, or its weights file
     out=None,             # folder of runs; `checkpoints/` if not given
     device: str = "auto",
+    encoder=None,         # of pictures, where a run was trained with one that was handed in
 ):
     "Load a trained run; raises `UserError` if it is unknown, damaged or incomplete"
     path = find_run(run, out)
@@ -121,7 +123,7 @@ def from_run(
     if not (path/"model.safetensors").exists():
         raise UserError(f"run '{path.name}' has no model.safetensors yet: it has not saved a checkpoint")
     tok, device = Tokenizer.load(path/"tokenizer.json"), pick_device(device)
-    model = make_model(config, len(tok), tok.specials, objective)
+    model = make_model(config, len(tok), tok.specials, objective, encoder)
     weights = load_weights(path/"model.safetensors", tokenizer=tok.fingerprint)
     try: model.load_state_dict(weights)
     except RuntimeError:
@@ -769,14 +771,16 @@ def share_adapter(
 @patch
 def given(
     self:DiffusionLM,
-    condition: str,     # what to go on from, or to answer; "" for nothing
+    condition: Any,     # what to go on from, or to answer: a text, or a picture (a file or a PIL.Image); "" for nothing
     scale: float = 0.,  # of guidance: above 0, follow the condition more closely; twice the evaluations
 ) -> DiffusionLM:
     "The same run, given a condition"
-    if not isinstance(condition, str): raise UserError(f"a condition is a text, got {type(condition).__name__}")
     if not self.asks:
         why = "has been given one" if self.condition is not None else "was not trained on pairs"
         raise UserError(f"'{self.name}' takes no condition: it {why}")
+    if self.model.config.picture: return self._shown(condition, scale)
+    if not isinstance(condition, str):
+        raise UserError(f"'{self.name}' reads texts: a condition is a text, got {type(condition).__name__}")
     ids = self._cut_condition(self.tokenizer.encode(condition))
     if not self.model.room: return self._behind(condition, ids, scale)
     if not len(ids): ids = np.array([self.tokenizer.pad]) # no condition
@@ -802,6 +806,16 @@ def _behind(self:DiffusionLM, condition, ids, scale):
     lm = self._same(self.model, condition)
     lm.before = np.append(ids, self.tokenizer.sep)
     return lm
+
+# %% ../nbs/60_lm.ipynb #pc01
+@patch
+def _shown(self:DiffusionLM, picture, scale):
+    "This run, given a picture"
+    side, none = self.model.config.picture, isinstance(picture, str) and not picture
+    pixels = np.full((3, side, side), NO_PICTURE) if none else read_picture(picture, side)
+    name = str(picture) if isinstance(picture, (str, Path)) else "a picture"
+    with torch.no_grad(), autocast(self.device, self.dtype):
+        return self._same(self.model.given(torch.from_numpy(pixels.astype(np.int16))[None], scale), name)
 
 # %% ../nbs/60_lm.ipynb #cd04
 def create_conditional(

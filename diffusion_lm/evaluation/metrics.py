@@ -23,7 +23,7 @@ import torch
 
 from ..core import UserError, autocast, one_of, rng
 from ..sampling.sampler import sample
-from ..text.store import TokenStore, eval_windows, fitted
+from ..text.store import TokenStore, as_read, eval_windows, fitted, left_out
 from ..theory.denoiser import Denoiser
 from ..theory.likelihood import any_order, bracket, bracket_error, order_nll
 from ..theory.objective import ar_nll
@@ -486,12 +486,12 @@ class PairWindows(NamedTuple):
     "Pairs as they are scored under one reading"
     x: torch.Tensor       # windows (n,l)
     scored: torch.Tensor  # which tokens are scored (n,l), bool
-    condition: torch.Tensor | None # beside the text (n,c); None where it stands in the window
+    condition: torch.Tensor | None # beside the text, as `as_read`; None where it stands in the window
 
 def _beside_text(model, pairs, length, eos):
     "Windows of texts, with their conditions beside them"
     x = torch.from_numpy(np.stack([fitted(text, length, eos) for _, text in pairs]))
-    condition = torch.from_numpy(np.stack([fitted(c, model.room, model.pad) for c, _ in pairs]))
+    condition = torch.from_numpy(np.stack([as_read(c, model.room, model.pad) for c, _ in pairs]))
     return PairWindows(x, torch.ones_like(x, dtype=torch.bool), condition)
 
 def _before_text(model, pairs, length, sep, eos):
@@ -513,11 +513,12 @@ def pair_windows(
     eos, sep, n = store.meta["eos"], store.meta["sep"], len(documents)
     conditions, texts = zip(*(store.pair(i) for i in documents))
     others = [conditions[(i + n//2) % n] for i in range(n)]
-    readings = dict(zip(READINGS, (conditions, others, [c[:0] for c in conditions]), strict=True))
+    readings = dict(zip(READINGS, (conditions, others, [*map(left_out, conditions)]), strict=True))
     if model.room:
         texts = [t[:length] for t in texts]
         windows = {k: _beside_text(model, [*zip(cs, texts)], length, eos) for k, cs in readings.items()}
         return windows, texts
+    if store.pictures is not None: raise UserError("this model reads no pictures, and these texts are about some")
     readings = {k: [c[:length//2] for c in cs] for k, cs in readings.items()}
     longest = [max(map(len, cs)) for cs in zip(*readings.values())]
     texts = [t[:length - most - 1] for t, most in zip(texts, longest)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'ADAPTER', 'ADAPTER_FILE', 'AdapterConfig', 'target_layers', 'base_digest', 'Adapted', 'add_adapter',
-           'weigh', 'adapter_state', 'set_adapter_state', 'Adapter', 'take_adapter', 'added', 'shared_copy',
+           'weigh', 'adapter_state', 'set_adapter_state', 'Adapter', 'take_adapter', 'whole_of', 'added', 'shared_copy',
            'merged_state', 'merge_adapters', 'save_adapter', 'read_adapter', 'with_adapters', 'named_weights',
            'find_adapter']
 
@@ -97,6 +97,7 @@ class Adapted(NamedTuple):
     of: str       # the name of these weights
     configs: dict # the AdapterConfig of each adapter, by name
     weights: dict # the weights of those that act, by name
+    whole: tuple = () # names of further weights, trained as they are, that go with an adapter: an encoder's, say
 
 def _peft(): return require("peft", "adapters", "adapters need peft")
 
@@ -116,17 +117,20 @@ def add_adapter(
     name: str = ADAPTER,
     seed: int = 0,   # of A
     of: str = "",    # the name of the model's weights
+    whole: Sequence[str] = (), # names of weights that are trained with it, as they are
 ) -> nn.Module:
-    "Put an untrained adapter beside the layers of a model, in place: it acts alone, and it alone takes gradients"
+    "Put an untrained adapter beside the layers of a model, in place: it acts alone; it and `whole` take gradients"
     peft, was = _peft(), model.adapted or Adapted(base_digest(model), of, {}, {})
     if name in was.configs: raise UserError(f"this model has an adapter '{name}' already")
     layers = "|".join(map(re.escape, target_layers(model, cfg.check())))
-    model.adapted = was._replace(configs=was.configs | {name: cfg})
+    model.adapted = was._replace(configs=was.configs | {name: cfg}, whole=(*whole,))
     lora = peft.LoraConfig(r=cfg.rank, lora_alpha=cfg.scale*cfg.rank, lora_dropout=cfg.dropout, target_modules=layers)
     with torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore") # it warns of a second adapter
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(lora, model, _key(model, name))
+    for n, p in model.named_parameters():
+        if n in model.adapted.whole: p.requires_grad_(True)
     return weigh(model, {name: 1.})
 
 def weigh(
@@ -143,22 +147,26 @@ def weigh(
 
 # %% ../../nbs/models/37_adapters.ipynb #ad22
 def adapter_state(model: nn.Module, name: str = ADAPTER) -> dict[str, torch.Tensor]:
-    "A and B of each layer, by name; they share their memory with the model"
-    return _peft().get_peft_model_state_dict(model, adapter_name=_key(model, name), save_embedding_layers=False)
+    "A and B of each layer and what is trained whole, by name; they share their memory with the model"
+    thin = _peft().get_peft_model_state_dict(model, adapter_name=_key(model, name), save_embedding_layers=False)
+    own = model.state_dict()
+    return thin | {n: own[n] for n in model.adapted.whole}
 
 def set_adapter_state(model: nn.Module, name: str, state: dict[str, torch.Tensor]):
     "Set A and B of each layer, in place; raises `UserError` if they are of other layers or shapes"
     def shapes(z): return {k: tuple(v.shape) for k, v in z.items()}
     if shapes(adapter_state(model, name)) != shapes(state):
         raise UserError(f"the matrices do not fit the layers of adapter '{name}'")
-    _peft().set_peft_model_state_dict(model, state, adapter_name=_key(model, name))
+    thin = {n: w for n, w in state.items() if n not in model.adapted.whole}
+    _peft().set_peft_model_state_dict(model, thin, adapter_name=_key(model, name))
+    model.load_state_dict({n: state[n] for n in model.adapted.whole}, strict=False)
 
 # %% ../../nbs/models/37_adapters.ipynb #ad27
 class Adapter(NamedTuple):
     "An adapter by itself, as its file holds it"
     name: str
     config: AdapterConfig
-    state: dict         # A and B of each layer, by name
+    state: dict         # A and B of each layer and what was trained whole, by name
     base: str           # digest of the weights beside which it was trained
     of: str             # the name of these weights
     tokenizer: str = "" # fingerprint
@@ -171,6 +179,10 @@ def take_adapter(
     "An adapter of a model, by itself"
     a = model.adapted
     return Adapter(name, a.configs[name], adapter_state(model, name), a.base, a.of, tokenizer)
+
+def whole_of(adapter: Adapter) -> dict[str, torch.Tensor]:
+    "The weights that an adapter brings as they are"
+    return {n: w for n, w in adapter.state.items() if ".lora_" not in n}
 
 def added(
     adapters: Sequence[tuple[Adapter, float]], # with their weights
@@ -205,8 +217,9 @@ def merged_state(
     adapters: Sequence[tuple[Adapter, float]] | None = None, # with their weights; those that act, if not given
 ) -> dict[str, torch.Tensor]:
     "The weights of a model, with what adapters add, under the names that they have without adapters"
-    state = _base_state(model)
-    for layer, delta in added(_acting(model) if adapters is None else adapters).items():
+    state, adapters = _base_state(model), _acting(model) if adapters is None else adapters
+    for adapter, _ in adapters: state |= whole_of(adapter)
+    for layer, delta in added(adapters).items():
         w = state[f"{layer}.weight"]
         state[f"{layer}.weight"] = (w.float() + delta.to(w.device)).to(w.dtype)
     return state
@@ -258,6 +271,7 @@ def check_base(
 ):
     "Raise `UserError` if the adapter was trained beside other weights, or with another tokenizer"
     mine = f"adapter '{self.name}' was trained on '{self.of}'"
+    if whole_of(self): raise UserError(f"{mine} with an encoder that it needs: load run '{self.name}', which has both")
     if self.base != base:
         raise UserError(f"{mine} (weights {self.base[:8]}) and does not fit '{name}' (weights {base[:8]})")
     if self.tokenizer != tokenizer:

@@ -23,10 +23,12 @@ def make_model(
     vocab_size: int,                # tokens, special ones included
     specials: tuple,                # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
     objective: str = "nelbo-count", # one of `OBJECTIVES`
+    encoder: torch.nn.Module | None = None, # of pictures, in place of our own
 ) -> BaselineDreamModel:
     "The network that an objective trains"
-    plain = ConditionalModel if config.condition else BaselineDreamModel
-    if objective != "block": return plain(config, vocab_size, specials, causal=objective == "ar")
+    if objective != "block":
+        how = config, vocab_size, specials, objective == "ar"
+        return ConditionalModel(*how, encoder) if config.condition else BaselineDreamModel(*how)
     if config.thought: return StackedDiffusionModel3D(config, vocab_size, specials)
     return BlockDiffusionModel(config, vocab_size, specials)
 
@@ -57,7 +59,7 @@ def operations(
     with FlopCounterMode(display=False) as count, torch.no_grad():
         if self.thought: h = self.hidden(x, masked)
         else:
-            told = self.given(torch.full((1, self.room), self.specials[-1])) if self.room else self
+            told = self.given(self.blank()) if self.room else self
             h, _ = told.features(torch.where(masked, self.mask, x))
         self.head(h)
     return count.get_total_flops()

@@ -50,6 +50,13 @@ class ConditionConfig:
     length: int = 64          # tokens of a condition; what is longer is cut, and noted
     dropout: float = .1       # training samples whose condition is left out, as a fraction: guidance needs some
     like_decoder: bool = False # have its sizes from the decoder, and with --init its weights too
+    picture: int | None = None # conditions are pictures, read in squares of so many pixels a side; none: texts
+    patch: int = 8             # of pictures: pixels a side of a patch, which the encoder reads as one
+
+    @property
+    def room(self) -> int:
+        "Tokens of a condition, or patches of a picture, that the encoder reads"
+        return (self.picture//self.patch)**2 if self.picture else self.length
 
     def check(self):
         "Self; raises `UserError` for what cannot be"
@@ -57,7 +64,16 @@ class ConditionConfig:
         within(self, "model.condition", 1, 1 << 20, "width", "heads", "layers", "length")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.condition.dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.picture is not None: self._check_picture()
         return self
+
+    def _check_picture(self):
+        "Patches divide the picture, and the encoder is of its own size"
+        within(self, "model.condition", 1, 1 << 10, "picture", "patch")
+        if self.picture % self.patch:
+            raise UserError(f"model.condition.patch {self.patch} must divide model.condition.picture {self.picture}")
+        if self.like_decoder:
+            raise UserError("the weights of a decoder read text: leave out model.condition.like_decoder, or picture")
 
 # %% ../../nbs/models/32_transformer.ipynb #0006
 @dataclass
@@ -118,6 +134,11 @@ def check(self:ModelConfig) -> ModelConfig:
 def kv_heads(self:ModelConfig) -> int:
     "Heads of keys and values"
     return self.anatomy and self.anatomy.kv_heads or self.heads
+
+@patch(as_prop=True)
+def picture(self:ModelConfig) -> int | None:
+    "The side in pixels of the pictures that the network is told; None where it is told none"
+    return self.condition.picture if self.condition else None
 
 # %% ../../nbs/models/32_transformer.ipynb #000c
 def neighbours(

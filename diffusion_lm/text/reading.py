@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHIVES', 'MOST', 'TABLES', 'is_pipe', 'one_spelling', 'name_of', 'opened', 'tidy', 'documents', 'body', 'NoColumn',
            'no_column', 'is_text', 'is_title', 'articles', 'joined', 'Strings', 'NoText', 'Source', 'notes', 'clean',
-           'read_source', 'read_text', 'PairSource', 'read_pairs', 'paired_rows', 'text_files']
+           'read_source', 'read_text', 'PairSource', 'read_pairs', 'paired_rows', 'read_picture_pairs', 'text_files']
 
 # %% ../../nbs/text/11_reading.ipynb #0003
 import bz2
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..core import UserError
+from ..pictures import picture_at
 
 # %% ../../nbs/text/11_reading.ipynb #0006
 _FD = re.compile(r"/dev/std(in)|/(?:dev|proc/(?:self|\d+))/fd/(\d+)")
@@ -600,9 +601,15 @@ def _column(path, column, field):
 class PairSource(NamedTuple):
     "What a table of pairs held"
     name: str
-    conditions: list # a text for each pair
+    conditions: list # a text, or a `Picture`, for each pair
     texts: list      # the text that belongs to it
     seen: Counter    # what was left out or changed
+
+def _both_columns(path, condition, column):
+    "The conditions and the texts of a table, row by row"
+    if is_pipe(path): raise UserError(f"{path} can be read once only, and pairs are read twice: write it to a file")
+    texts = _column(path, column, "data.column")
+    return _column(path, condition, "data.condition"), texts
 
 def read_pairs(
     path:Path|str,     # of a table
@@ -610,9 +617,7 @@ def read_pairs(
     column:str="text", # the column of the texts
 ) -> PairSource:
     "Both columns of a table, where a row has both; raises `UserError` for one that cannot be read"
-    if is_pipe(path): raise UserError(f"{path} can be read once only, and pairs are read twice: write it to a file")
-    texts, conditions = _column(path, column, "data.column"), _column(path, condition, "data.condition")
-    return paired_rows(name_of(path), conditions, texts, path)
+    return paired_rows(name_of(path), *_both_columns(path, condition, column), path)
 
 # %% ../../nbs/text/11_reading.ipynb #cd04
 def paired_rows(
@@ -629,6 +634,25 @@ def paired_rows(
         else: seen["row", "without a condition or without a text left out"] += 1
     if not pairs: raise NoText(f"{path} has no row with both a condition and a text")
     return PairSource(name, *map(list, zip(*pairs)), seen)
+
+# %% ../../nbs/text/11_reading.ipynb #pc02
+def read_picture_pairs(
+    path:Path|str,     # of a table
+    condition:str,     # the column of the pictures' files, relative to the table
+    column:str,        # the column of the texts
+    side:int,          # of the squares in which pictures are read, in pixels
+) -> PairSource:
+    "A `Picture` and a text for each row that has both; raises `UserError` for one that cannot be read"
+    name, seen, pictures, texts = name_of(path), Counter(), [], []
+    for row, (file, text) in enumerate(zip(*_both_columns(path, condition, column), strict=True), 1):
+        text = "\n\n".join(clean(text or "", seen)).strip()
+        if not (file and text):
+            seen["row", "without a picture or without a text left out"] += 1
+            continue
+        pictures.append(picture_at(Path(path).parent/file, f"row {row:,} of {name}: picture {file}", side))
+        texts.append(text)
+    if not texts: raise NoText(f"{path} has no row with both a picture and a text")
+    return PairSource(name, pictures, texts, seen)
 
 # %% ../../nbs/text/11_reading.ipynb #0022
 def _identity(s):

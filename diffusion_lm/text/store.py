@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'TokenStore', 'store_name', 'token_store', 'TokenizerConfig', 'store_of', 'prepare', 'corpus_of', 'Window',
-           'Layout', 'Packed', 'Streams', 'Pairs', 'fitted', 'joined_pair', 'Answers', 'Conditioned', 'cut_notes',
-           'Batch', 'Loader', 'eval_windows']
+           'Layout', 'Packed', 'Streams', 'Pairs', 'fitted', 'joined_pair', 'as_read', 'left_out', 'Answers',
+           'Conditioned', 'cut_notes', 'Batch', 'Loader', 'eval_windows']
 
 # %% ../../nbs/text/13_store.ipynb #0003
 import os
@@ -23,6 +23,7 @@ from fastcore.basics import patch
 
 from ..core import UserError, rng
 from ..files import _fsync, cache_dir, digest_of, owner, rank, read_json, write_json
+from ..pictures import NO_PICTURE
 from ..terminal import note
 from .corpus import SPLITS, Corpus, DataConfig, Document, load_data, split
 
@@ -46,7 +47,14 @@ class TokenStore:
         self.n_bytes = docs["n_bytes"] # UTF-8 bytes of each document (n,)
         self.middle = docs["middle"] if "middle" in docs else None # of pairs: where [SEP] stands in each document (n,)
         self.tokens = np.memmap(self.path/"tokens.bin", dtype=self.meta["dtype"], mode="r")
+        self.pictures = self._open_pictures(self.meta.get("picture"))
         return len(self.tokens) == self.offsets[-1]
+
+    def _open_pictures(self, side):
+        "The picture of each document (n,3,side,side), uint8, mapped; None in a store of texts alone"
+        if side is None: return None
+        shape = len(self.splits), 3, side, side
+        return np.memmap(self.path/"pictures.bin", dtype=np.uint8, mode="r").reshape(shape)
 
     def split(self, split: str) -> np.ndarray:
         "All tokens of a split, mapped, not read"
@@ -68,7 +76,7 @@ def documents(self: TokenStore, split: str) -> np.ndarray:
 
 @patch(as_prop=True)
 def paired(self: TokenStore) -> bool:
-    "Does it hold pairs of a condition and a text?"
+    "Does it hold pairs of a condition, a text or a picture, and a text?"
     return self.middle is not None
 
 @patch
@@ -76,9 +84,10 @@ def pair(
     self: TokenStore,
     i: int, # number of a document
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The tokens of a condition, and those of its text up to [EOS]"
+    "The tokens of a condition, or a picture (3,s,s), and the tokens of its text up to [EOS]"
     begin, middle, end = self.offsets[i], self.middle[i], self.offsets[i + 1]
-    return self.tokens[begin:middle], self.tokens[middle + 1:end]
+    condition = self.tokens[begin:middle] if self.pictures is None else self.pictures[i]
+    return condition, self.tokens[middle + 1:end]
 
 @patch
 def texts(self: TokenStore, split: str) -> np.ndarray:
@@ -111,13 +120,19 @@ def _encoded(corpus: Corpus, tok, order: np.ndarray):
         yield from zip(docs, conditions, tok.encode_batch([d.text for d in docs]))
 
 # %% ../../nbs/text/13_store.ipynb #6001
+def _write_pictures(docs, path: Path):
+    "Write the pictures of documents, one after another"
+    with open(path, "wb") as f:
+        for d in docs: f.write(d.picture.pixels().tobytes())
+
 def _build(corpus: Corpus, tok, splits: np.ndarray, path: Path):
     "Write a store to the folder `path`"
+    order, picture = np.argsort(splits, kind="stable"), corpus[0].picture
     dtype = np.uint16 if len(tok) <= 1 << 16 else np.uint32
     sizes, n_bytes, names, before = [], [], [], []
     with open(path/"tokens.bin", "wb") as f:
-        for d, condition, ids in _encoded(corpus, tok, np.argsort(splits, kind="stable")):
-            if d.condition is not None:
+        for d, condition, ids in _encoded(corpus, tok, order):
+            if d.condition is not None or picture:
                 before.append(len(condition))
                 ids = np.concatenate([condition, [tok.sep], ids])
             f.write(np.append(ids, tok.eos).astype(dtype).tobytes())
@@ -127,11 +142,12 @@ def _build(corpus: Corpus, tok, splits: np.ndarray, path: Path):
     offsets = np.cumsum([0, *sizes])
     middle = {"middle": offsets[:-1] + before} if before else {}
     np.savez(path/"docs.npz", offsets=offsets, sides=np.sort(splits), n_bytes=np.array(n_bytes), **middle)
+    if picture: _write_pictures((corpus[int(i)] for i in order), path/"pictures.bin")
     (path/"names.txt").write_text("\n".join(names), encoding="utf-8")
     for f in path.iterdir(): _fsync(f)
     write_json(path/"meta.json", {
         "corpus": corpus.name, "dtype": np.dtype(dtype).name, "tokenizer": tok.fingerprint,
-        "pad": tok.pad, "sep": tok.sep, "eos": tok.eos})
+        "pad": tok.pad, "sep": tok.sep, "eos": tok.eos} | ({"picture": picture.side} if picture else {}))
 
 # %% ../../nbs/text/13_store.ipynb #5005
 _FORMAT = 1 # raise it when the layout or the split changes: old stores are then left alone
@@ -229,7 +245,9 @@ def prepare(
 def corpus_of(store: TokenStore, tok) -> Corpus:
     "The corpus that a store was built from, split by split; its fingerprint is not known"
     bounds = zip(store.offsets[:-1], store.offsets[1:] - 1) # without [EOS]
-    if store.paired:
+    if store.pictures is not None: # the files may be gone
+        docs = [Document(n, tok.decode(store.pair(i)[1])) for i, n in enumerate(store.names())]
+    elif store.paired:
         pairs = [[tok.decode(part) for part in store.pair(i)] for i in range(len(store.middle))]
         docs = [Document(n, text, {"condition": c}) for n, (c, text) in zip(store.names(), pairs)]
     else: docs = [Document(n, tok.decode(store.tokens[a:b])) for n, (a, b) in zip(store.names(), bounds)]
@@ -241,7 +259,7 @@ class Window(NamedTuple):
     tokens: np.ndarray  # (l,)
     start: bool = False # does a document begin here? (layout "streams" only)
     document: int = -1  # which document of the store it is from; -1 in a layout that does not know
-    condition: np.ndarray | None = None # what the tokens answer to, padded; None in a layout of plain text
+    condition: np.ndarray | None = None # what the tokens answer to, as `as_read`; None in a layout of plain text
 
 # %% ../../nbs/text/13_store.ipynb #6006
 class Layout:
@@ -385,6 +403,20 @@ def joined_pair(
     "A window of `length` tokens: the condition (half of the window, at most), [SEP], and the text"
     return fitted(np.concatenate([condition[:length//2], [sep], text]), length, eos)
 
+# %% ../../nbs/text/13_store.ipynb #pc03
+def as_read(
+    condition: np.ndarray, # tokens, or a picture (3,s,s)
+    room: int,             # tokens that an encoder reads, at most
+    pad: int,              # id of [PAD]
+) -> np.ndarray:
+    "A condition as an encoder reads it: tokens (room,), padded, or a picture (3,s,s), int16"
+    return condition.astype(np.int16) if condition.ndim == 3 else fitted(condition, room, pad)
+
+def left_out(condition: np.ndarray) -> np.ndarray:
+    "In place of this condition: no tokens, or no picture"
+    if condition.ndim == 1: return condition[:0]
+    return np.full_like(condition, NO_PICTURE, dtype=np.int16)
+
 # %% ../../nbs/text/13_store.ipynb #cd07
 class _OfPairs(Layout):
     "Windows that are pairs, one for each document of the split, in another order every epoch"
@@ -417,13 +449,13 @@ class Conditioned(_OfPairs):
 
     def window(self, plan, i):
         condition, text = self.store.pair(plan[i])
-        beside = fitted(condition, self.room, self.pad)
+        beside = as_read(condition, self.room, self.pad)
         return Window(fitted(text, self.length, self.eos), document=int(plan[i]), condition=beside)
 
     def __call__(self, n):
         w = super().__call__(n)
         if rng(self.seed, "condition", n).random() >= self.dropout: return w
-        return w._replace(condition=np.full_like(w.condition, self.pad))
+        return w._replace(condition=as_read(left_out(w.condition), self.room, self.pad))
 
 # %% ../../nbs/text/13_store.ipynb #cd11
 def cut_notes(
@@ -450,7 +482,7 @@ class Batch(NamedTuple):
     u: torch.Tensor                      # uniforms that decide what is masked (b,l), float32
     start: torch.Tensor | None = None    # does a document begin with this window? (b,), bool
     document: torch.Tensor | None = None # of the store, which it is from, or -1: (b,), int64
-    condition: torch.Tensor | None = None # what each row answers to (b,c), padded; None for plain text
+    condition: torch.Tensor | None = None # what each row answers to: (b,c) or (b,3,s,s), as `as_read`, or None
 
     def to(self, device):
         "The same batch on a device"

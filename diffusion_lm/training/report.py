@@ -57,7 +57,7 @@ def text_of(
     path, cache, name = cfg.data.path, Path(cache or cache_dir()), _kept_store(cfg, tok, folder)
     try:
         if is_pipe(path): raise UserError("it came through a pipe")
-        corpus = load_corpus(path, cfg.data.column, cfg.data.config, cfg.data.condition)
+        corpus = load_corpus(path, cfg.data.column, cfg.data.config, cfg.data.condition, cfg.data.picture)
         if name in (None, store_name(corpus.fingerprint, tok)):
             return TrainedOn(corpus, token_store(corpus, tok, cache), None)
         changed = "has changed since this run was trained"
@@ -205,7 +205,8 @@ def _about(cfg, s):
     if first := s.get("init"):
         line += f" It began with the weights of `{_escape(first['run'])}` (digest {first['digest'][:12]})."
     if a := s.get("adapter"):
-        line += (f" Only an adapter of rank {a['rank']} was trained: {a['parameters']:,} numbers, "
+        more = " and what tells it a condition were" if cfg.trainer.stage == "condition" else " was"
+        line += (f" Only an adapter of rank {a['rank']}{more} trained: {a['parameters']:,} numbers, "
                  f"{a['share']:.1%} of the parameters. `adapter.safetensors` is this adapter; `model.safetensors` is "
                  "its base with the adapter merged into it, and all figures are of this model.")
     return [f"# {s['name']}", "", line]
@@ -261,11 +262,16 @@ def _what_it_writes(cfg, records):
         lines += [f"{prompt} {how}", "", _quoted(r["text"]), ""]
     return lines + ["Open [denoising.html](denoising.html) to watch these appear."]
 
-def _what_next(s):
+def _option(cfg, s):
+    "What to type for a sample"
+    if cfg.model.picture: return "--image FILE"
+    return f'--{"condition" if "conditions" in s else "prompt"} "My fellow citizens"'
+
+def _what_next(cfg, s):
     "Commands to go on with"
-    name, start = s["name"], "condition" if "conditions" in s else "prompt"
+    name, start = s["name"], _option(cfg, s)
     return ["", "## Go on", "", "```sh",
-            f'dlm sample {name} --{start} "My fellow citizens" -n 4',
+            f"dlm sample {name} {start} -n 4",
             f"dlm eval {name} --json",
             f"dlm train --config {name}/config.yaml --name another",
             "```", ""]
@@ -278,4 +284,4 @@ def report(
 ) -> str:
     "The text of `report.md`"
     figures = [*_about(cfg, s), *_how_good(s), *_stages(s)]
-    return "\n".join([*figures, *_what_it_writes(cfg, records), *_what_next(s)])
+    return "\n".join([*figures, *_what_it_writes(cfg, records), *_what_next(cfg, s)])

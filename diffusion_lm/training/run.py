@@ -36,7 +36,7 @@ from diffusion_lm.files import (
 )
 from ..lm import DiffusionLM
 from ..models.adapters import ADAPTER_FILE, add_adapter, merge_adapters
-from ..models.condition import completed
+from ..models.condition import OF_CONDITION, completed
 from ..models.transformer import n_params
 from ..text.corpus import Corpus, lasting
 from ..text.store import Loader, TokenStore, cut_notes, prepare
@@ -191,11 +191,18 @@ def prepare_text(self: Training):
 def prepare_pairs(self: Training):
     "Say what of the pairs is cut, and choose a condition for the samples"
     model, samples = self.cfg.model, self.cfg.samples
-    room = model.condition.length if model.condition else None
+    room = model.condition.room if model.condition else None
     for line in cut_notes(self.store, model.length, room): self.say(line)
     if samples.condition is not None: return
-    condition, _ = self.store.pair(self.store.numbers("validation")[0])
-    self.cfg = replace(self.cfg, samples=replace(samples, condition=self.tok.decode(condition[:room])))
+    first = self.store.numbers("validation")[0]
+    if model.picture: condition = self.picture_of(self.store.names()[first])
+    else: condition = self.tok.decode(self.store.pair(first)[0][:room])
+    self.cfg = replace(self.cfg, samples=replace(samples, condition=condition))
+
+@patch
+def picture_of(self: Training, name):
+    "The file of a document's picture"
+    return str(next(d.picture.path for d in self.corpus if d.name == name).absolute())
 
 # %% ../../nbs/training/78_run.ipynb #000c
 @patch
@@ -237,10 +244,15 @@ def _callbacks(cfg, run, tok, store, stages, quiet, more):
 @patch
 def adapt(self: Training, model):
     "Load the base into a model, and put an untrained adapter beside its layers"
-    model.load_state_dict(self.first or self.base_weights())
+    weights = self.first or self.base_weights()
+    new = [n for n, _ in model.named_parameters() if n.startswith(OF_CONDITION)]
+    trained = self.cfg.trainer.stage == "condition"
+    if not trained and not weights.keys() >= {*new}:
+        raise UserError("an adapter trains no encoder that is new: set trainer.stage to condition")
+    model.load_state_dict(completed(model, weights) if new else weights)
     run = Path(self.cfg.init.run)
     of = "/".join(run.parts[-3:-1]) if run.suffix == ".safetensors" else run.name
-    add_adapter(model, self.cfg.adapter, seed=self.cfg.seed, of=of)
+    add_adapter(model, self.cfg.adapter, seed=self.cfg.seed, of=of, whole=new if trained else ())
 
 @patch
 def base_weights(self: Training):
@@ -255,6 +267,7 @@ def assemble(self: Training):
     "The `Learner`: objective, loader and callbacks, on the device"
     objective, device = self.make(self.cfg, self.tok), pick_device(self.cfg.trainer.device)
     if self.cfg.adapter: self.adapt(objective.model)
+    if self.first and objective.model.room: self.first = completed(objective.model, self.first)
     loader, stages = self.reading(objective)
     if not objective.is_bound and self.cfg.objective in ("nelbo", "nelbo-count", "block"):
         self.say("this training loss is not a bound on the likelihood; evaluation is")
@@ -265,7 +278,6 @@ def assemble(self: Training):
     self.learn = Learner(objective, loader, self.cfg.trainer, calls)
     if self.cfg.adapter and self.learn.sharded:
         raise UserError("an adapter stands beside whole weights, and these are sharded: train it on one device")
-    if self.first and objective.model.room: self.first = completed(objective.model, self.first)
     self.learn.data, self.learn.meta = self.store.path.name, {"tokenizer": self.tok.fingerprint}
     if self.learn.acc.is_main_process: _tidy(self.run)
 
@@ -318,7 +330,8 @@ def announce(self: Training):
         self.first = None # frees the memory
     if a := self.cfg.adapter:
         some, all_ = _trained(learn.model), n_params(learn.model)
-        self.say(f"training an adapter of rank {a.rank}: {some:,} of {all_:,} parameters, the others stand still")
+        more = " and what tells it a condition" if t.stage == "condition" else ""
+        self.say(f"training an adapter of rank {a.rank}{more}: {some:,} of {all_:,} parameters, the others stand still")
     if t.minutes and not learn.step: limit_steps(learn, t.minutes) # a first guess
     if t.micro_batch == "auto": self.say(f"{fit_micro_batch(learn)} sequences at a time")
     if t.compile: self.say("the first steps are slow: the layers are being compiled")
