@@ -546,7 +546,7 @@ def _pairs_to_score(file, lm, folder):
     from diffusion_lm.text.corpus import SPLITS, load_corpus
     from diffusion_lm.text.store import token_store
     data = recipe_of(lm).data
-    corpus = load_corpus(file, data.column, condition=data.condition)
+    corpus = load_corpus(file, data.column, condition=data.condition, picture=data.picture)
     for n in corpus.notes: note(n)
     return token_store(corpus, lm.tokenizer, folder, [SPLITS.index("test")]*len(corpus))
 

@@ -116,7 +116,7 @@ def told(home, told_home):
     (["eval", "answers", "--task", "piqa", "--file", "piqa.jsonl"], "--task reads text without conditions"),
     (["eval", "answers", "--style"], "--style reads text without conditions"),
     (["chat", "told"], "'told' answers to a condition"),
-    (["chat", "answers"], "ask it with dlm sample --condition TEXT"),
+    (["chat", "answers"], "ask it with dlm sample"),
     (["compare", "told", "answers"], "dlm eval scores its answers")], ids=str)
 def test_commands_that_read_no_conditions_say_so(refused, told, args, why):
     (told.parent/"cwd"/"qa.txt").write_text("Who came at 3? At 3 the cat came in.")

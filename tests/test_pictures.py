@@ -213,6 +213,14 @@ def test_bad_input(home, text, shown, capsys):
     assert "goes with --condition or --image" in refused(capsys, "sample", "text", "--condition-scale", "2")
     assert "exclude each other" in refused(capsys, "sample", "sees", "--condition", "red", "--image", "")
     assert not main(["sample", "sees", "--image", "", "--steps", "2"])
+    assert "an exported folder reads texts alone" in refused(capsys, "export", "sees", "--out", str(home/"out"))
+    assert "answers to a condition" in refused(capsys, "chat", "sees")
+    assert "answers to conditions" in refused(capsys, "compare", "sees", "text")
+    assert not (home/"out").exists()
+    capsys.readouterr()
+    assert not main(["eval", "sees", "--file", str(shown), "--draws", "1", "--json"])
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["conditions"].keys() == {"right", "another", "none"}
     capsys.readouterr()
     with pytest.raises(UserError, match="a picture is a file or a PIL.Image, got int"):
         DiffusionLM.from_run("sees").given(3)

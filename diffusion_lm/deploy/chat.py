@@ -80,7 +80,7 @@ def check(self:Chat) -> Chat:
     lm = self.lm
     if lm.asks or lm.condition is not None:
         raise UserError(f"'{lm.name}' answers to a condition and goes on with no talk: "
-                        "ask it with dlm sample --condition TEXT")
+                        "ask it with dlm sample")
     within(self, "", 1, self.longest, "length")
     within(self.sampling, "", 1, 1 << 16, "steps")
     self.sampling.check()

@@ -682,6 +682,7 @@ def export_lm(
 ) -> dict:
     "Write a folder that writes text without PyTorch; what its export.json says"
     if lm.condition is not None: raise UserError("export the run itself, not what `given` returns")
+    if lm.model.config.picture: raise UserError(f"'{lm.name}' reads pictures, and an exported folder reads texts alone")
     o, lm = ExportOptions(fp16, int8, static, opset, score, format), lm.merged() # adapters go into the weights
     out, model = Path(out), copy.deepcopy(lm.model).cpu().float().eval()
     o.check(kind_of(model), model.room)
