@@ -550,14 +550,6 @@ def _pairs_to_score(file, lm, folder):
     for n in corpus.notes: note(n)
     return token_store(corpus, lm.tokenizer, folder, [SPLITS.index("test")]*len(corpus))
 
-@patch
-def load_plain(self:EvalCommand, option):
-    "The run; refuses one that takes conditions, which this option would leave out"
-    lm = self.load()
-    why = f"reads text without conditions, and '{lm.name}' was trained with them"
-    check_that(not lm.asks, f"{option} {why}: leave it out")
-    return lm
-
 # %% ../nbs/99_cli.ipynb #6c76
 @patch
 def other_likelihood(self:EvalCommand):
@@ -567,7 +559,7 @@ def other_likelihood(self:EvalCommand):
     from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.callbacks import progress
     text = read_text(self.file) if self.file else None
-    lm, start = self.load_plain(f"--likelihood {self.likelihood}"), time.perf_counter()
+    lm, start = self.load().plain(f"--likelihood {self.likelihood}"), time.perf_counter()
     check_that(not lm.model.is_exact, "the score of this run is exact: leave out --likelihood")
     def bar(it): return progress(it, self.json, desc="scoring")
     common = {"dtype": pick_dtype(lm.device), "progress": bar}
@@ -618,7 +610,7 @@ def take_test(self:EvalCommand):
     from diffusion_lm.evaluation.tasks import evaluate_task, load_items
     from diffusion_lm.training.callbacks import progress
     items = load_items(self.task, self.file or None, self.max_items or None)
-    lm, start = self.load_plain("--task"), time.perf_counter()
+    lm, start = self.load().plain("--task"), time.perf_counter()
     refuse(self.given, Rule("draws", not lm.model.is_exact, "goes with a bound; the score of this run is exact"))
     def bar(it): return progress(it, self.json, desc=f"answering {self.task}")
     draws = self.draws if "draws" in self.given else 128
@@ -636,7 +628,7 @@ def judge(self:EvalCommand):
     from diffusion_lm.text.reading import read_text
     from diffusion_lm.training.report import style_figures
     reference = read_text(self.reference) if self.reference else None
-    lm = self.load_plain("--style")
+    lm = self.load().plain("--style")
     note(f"writing {self.samples} texts")
     r = style_figures(recipe_of(lm), lm, reference, self.samples, self.seed)
     size = (f"{r['texts']} texts of {r['words']:,} words beside {r['reference_words']:,}; intervals by text, "
@@ -706,7 +698,7 @@ class ProbeCommand(Command):
     def __call__(self):
         from diffusion_lm.lab.probe_page import health, health_table, probe_run, write_page
         from diffusion_lm.lm import DiffusionLM
-        lm = DiffusionLM.from_run(self.run, self.runs or None, self.device)
+        lm = DiffusionLM.from_run(self.run, self.runs or None, self.device).plain("probe")
         p = probe_run(lm, self.tokens, seed=self.seed, say=note)
         folder = Path(self.out or f"{lm.name}-probes")
         write_page(p, folder)
@@ -719,7 +711,7 @@ def _bench_drift(c):
     "dlm bench drift RUN"
     from diffusion_lm.bench_sample import bench_drift, drift_table
     from diffusion_lm.lm import DiffusionLM
-    d = bench_drift(DiffusionLM.from_run(c.run, c.out or None, c.device), say=note)
+    d = bench_drift(DiffusionLM.from_run(c.run, c.out or None, c.device).plain("bench drift"), say=note)
     title = (f"{d['name']}: {d['texts']} texts of {d['length']} tokens in {d['steps']} steps, "
              "with each cache against none")
     return d, title, drift_table(d)

@@ -807,6 +807,16 @@ def _behind(self:DiffusionLM, condition, ids, scale):
     lm.before = np.append(ids, self.tokenizer.sep)
     return lm
 
+# %% ../nbs/60_lm.ipynb #pl02
+@patch
+def plain(
+    self:DiffusionLM,
+    what: str, # that is asked of it, for the message
+) -> DiffusionLM:
+    "The same run; raises `UserError` for one that takes conditions, which would be left out"
+    if not self.asks: return self
+    raise UserError(f"{what} reads text without conditions, and '{self.name}' was trained with them")
+
 # %% ../nbs/60_lm.ipynb #pc01
 @patch
 def _shown(self:DiffusionLM, picture, scale):

@@ -115,6 +115,8 @@ def told(home, told_home):
     (["eval", "answers", "--likelihood", "bracket"], "--likelihood bracket reads text without conditions"),
     (["eval", "answers", "--task", "piqa", "--file", "piqa.jsonl"], "--task reads text without conditions"),
     (["eval", "answers", "--style"], "--style reads text without conditions"),
+    (["probe", "told"], "probe reads text without conditions, and 'told' was"),
+    (["bench", "drift", "answers"], "bench drift reads text without conditions"),
     (["chat", "told"], "'told' answers to a condition"),
     (["chat", "answers"], "ask it with dlm sample"),
     (["compare", "told", "answers"], "dlm eval scores its answers")], ids=str)

@@ -33,7 +33,8 @@ class Harness:
     ):
         super().__init__()
         if int(draws) < 1: raise UserError(f"draws must be at least 1, got {draws}")
-        self.lm = run if isinstance(run, DiffusionLM) else DiffusionLM.from_run(str(run), out, device)
+        lm = run if isinstance(run, DiffusionLM) else DiffusionLM.from_run(str(run), out, device)
+        self.lm = lm.plain("the harness")
         self.draws, self.seed = int(draws), seed
 
     def _nats(self, answers, quiet):
