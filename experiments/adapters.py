@@ -1,11 +1,10 @@
 """What does a low-rank adapter learn, cost and control? The runs behind the results page Adapters.
 
     python experiments/adapters.py text            write the texts → data/adapters/
-    python experiments/adapters.py list [STEPS]    the arms, and which of them are there
-    python experiments/adapters.py train [STEPS]   train those that are missing, one after another, on one core, and
+    python experiments/adapters.py list            the arms, and which of them are there
+    python experiments/adapters.py train [NAME …]  train those that are missing, one after another, on one core, and
                                                    score them on the validation text → records/adapters/
-                                                   (another number of steps: runs with other names, to try the script)
-    python experiments/adapters.py score [STEPS]   each kind at its best rate on the held-out text → ranks.json
+    python experiments/adapters.py score           each kind at its best rate on the held-out text → ranks.json
     python experiments/adapters.py costs           a step of each kind, interleaved in one process: CPU seconds, and
                                                    the bytes that it holds → costs.json
     python experiments/adapters.py attributes      adapters of periods: how often a probe recognises the period of what
@@ -30,7 +29,7 @@ from arms import FIXED, RECORDS, keep_record, one_core, recorded, serve, stepper
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import UserError, interleaved
 from diffusion_lm.evaluation.metrics import evaluate
-from diffusion_lm.files import append_jsonl, cache_dir, read_json, read_jsonl, runs_dir, write_json, write_text
+from diffusion_lm.files import append_jsonl, cache_dir, read_jsonl, write_json, write_text
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.models.adapters import ADAPTER_FILE, AdapterConfig, add_adapter, merge_adapters
 from diffusion_lm.models.transformer import n_params
@@ -67,6 +66,7 @@ def manual() -> dict[str, list[Document]]:
 
 PERIODS = {  # name → first and last year
     "1790-1840": (1790, 1840), "1841-1890": (1841, 1890), "1891-1945": (1891, 1945), "since-1946": (1946, 9999)}
+FIRST, LAST = "1790-1840", "since-1946"
 
 def period_of(d): return next(p for p, (first, last) in PERIODS.items() if first <= d.meta["year"] <= last)
 
@@ -91,31 +91,24 @@ PLAIN = {  # all arms
     "trainer.keep": 1, "trainer.test_draws": 1, "trainer.test_tokens": 1024, "samples.steps": 4}
 FULL = {"full": {}, "full, AdamW": {"trainer.optimizer": "adamw"}, "layers": {}}
 KINDS = {f"rank {r}": {"adapter.rank": r} for r in RANKS} | FULL
-RATES = {"rank": (3e-3, 1e-2, 3e-2), "full": (1e-3, 3e-3, 1e-2), "layers": (1e-3, 3e-3, 1e-2)}
+RATES = {  # to choose from; those of a rank that is not named are the last
+    "full": (1e-3, 3e-3, 1e-2), "full, AdamW": (1e-3, 3e-3), "layers": (3e-3, 1e-2), "rank 8": (3e-3, 1e-2, 3e-2),
+    "rank": (1e-2, 3e-2)}
 SEEDS = {"rank 8": (0, 1, 2), "full": (0, 1, 2)}  # of each kind at its best rate; 0 where it is not named
-NEAR_RATE = {"rank 8": 3e-3, "full": 3e-3}
+NEAR_RATE = 3e-3  # the default
 
-def rates(kind): return RATES[kind.split()[0].strip(",")]
+def rates(kind): return RATES.get(kind, RATES["rank"])
 
-def name_of(text, kind, rate, seed=0, steps=None):
-    words = ["ad", text, *kind.replace(",", "").split(), f"lr{rate:g}", f"s{seed}"]
-    return "-".join(words + ([str(steps)] if steps else []))
+def name_of(text, kind, rate, seed=0):
+    return "-".join(["ad", text, *kind.replace(",", "").split(), f"lr{rate:g}", f"s{seed}"])
 
-def far_arms(steps):
-    "Name → (text, kind, rate, seed, steps) of the manual: all rates, then more seeds at the best ones"
-    out = {}
-    for kind in KINDS:
-        for rate in rates(kind): out[name_of("manual", kind, rate, 0, steps)] = "manual", kind, rate, 0, steps
+def arms():
+    "Name → (text, kind, rate, seed): of periods; of the manual at all rates; more seeds at the rates that were best"
+    out = [(p, "rank 8", NEAR_RATE, 0) for p in PERIODS] + [(LAST, "full", NEAR_RATE, 0)]
+    out += [("manual", kind, rate, 0) for kind in KINDS for rate in rates(kind)]
     for kind, seeds in SEEDS.items():
-        rate = best_rate(kind, steps)
-        for s in seeds[1:] if rate else (): out[name_of("manual", kind, rate, s, steps)] = "manual", kind, rate, s, steps
-    return out
-
-def near_arms(steps):
-    "The same of the periods: an adapter for each, and one full training"
-    arms = [(p, "rank 8", NEAR_RATE["rank 8"], 0, steps) for p in PERIODS]
-    arms.append(("since-1946", "full", NEAR_RATE["full"], 0, steps))
-    return {name_of(*arm): arm for arm in arms}
+        if rate := best_rate(kind): out += [("manual", kind, rate, s) for s in seeds[1:]]
+    return {name_of(*arm): arm for arm in out}
 
 def rest(cfg, tok):
     "As `build`, with an embedding that does not learn: what remains are the layers, as in an adapter"
@@ -123,11 +116,11 @@ def rest(cfg, tok):
     o.model.embed.requires_grad_(False)
     return o
 
-def train_arm(name, text, kind, rate, seed, steps):
+def train_arm(name, text, kind, rate, seed):
     "Train, keep the record, and score the validation text"
     if not (folder()/text).exists(): write_texts()
     options = {"data.path": folder()/text, "trainer.lr": rate, "seed": seed,
-               "trainer.steps": steps or (FAR if text == "manual" else NEAR)}
+               "trainer.steps": FAR if text == "manual" else NEAR}
     args = []
     for k, v in (FIXED | PLAIN | KINDS[kind] | options).items(): args += [f"--{k}", str(v)]
     cfg, _ = parse_train(args)
@@ -156,9 +149,9 @@ def validation_bits():
     path = PAGE/"validation.jsonl"
     return {r["name"]: bits(r) for r in read_jsonl(path)} if path.exists() else {}
 
-def best_rate(kind, steps=None):
+def best_rate(kind):
     "The rate with the fewest bits on the validation text; None while one of them is missing"
-    found, name = validation_bits(), {r: name_of("manual", kind, r, 0, steps) for r in rates(kind)}
+    found, name = validation_bits(), {r: name_of("manual", kind, r) for r in rates(kind)}
     if not all(n in found for n in name.values()): return None
     return min(name, key=lambda r: found[name[r]])
 
@@ -166,18 +159,18 @@ def size_of(run, kind):
     "Bytes of what is saved"
     return (run/("model.safetensors" if kind in FULL else ADAPTER_FILE)).stat().st_size
 
-def score(steps):
+def score():
     "The test text, by the base and by each kind at its best rate"
     base, docs = DiffusionLM.from_run(BASE, device="cpu"), manual()["test"]
     out = {"base": {"scores": [scored(base, docs)]}}
     for kind in KINDS:
-        rate = best_rate(kind, steps)
+        rate = best_rate(kind)
         if rate is None: continue
-        names = [name_of("manual", kind, rate, s, steps) for s in SEEDS.get(kind, (0,))]
+        names = [name_of("manual", kind, rate, s) for s in SEEDS.get(kind, (0,))]
         runs = [DiffusionLM.from_run(n, device="cpu") for n in names if recorded(PAGE/n)]
         out[kind] = {"rate": rate, "bytes": size_of(runs[0].folder, kind), "scores": [scored(lm, docs) for lm in runs]}
         print(f"{kind:12s} {rate:g} {bits(out[kind]['scores'][0]):.3f}", flush=True)
-    write_json(PAGE/(f"ranks-{steps}.json" if steps else "ranks.json"), out)
+    write_json(PAGE/"ranks.json", out)
 
 # ---- costs ----
 
@@ -228,14 +221,14 @@ def costs(rounds=15):
         forward[name] = torch.no_grad()(lambda m=model, x=x: m.features(x))
     all_ = n_params(prepared("full"))
     out = {"rounds": rounds, "parameters": all_, "step": interleaved(steps, rounds),
-           "forward": interleaved(forward, rounds), "memory": {k: memory(k) for k in kinds}}
+           "forward": interleaved(forward, 3*rounds), "memory": {k: memory(k) for k in kinds}}
     write_json(PAGE/"costs.json", out)
 
 # ---- attributes ----
 
 WORDS = 50    # of a passage that the probe reads
 PASSAGES = 1500  # of each period that it learns from
-TEXTS, TOKENS, WRITTEN = 48, 64, {"steps": 32, "temperature": .8}  # how many texts, how long, and how they are written
+TEXTS, TOKENS, WRITTEN = 40, 64, {"steps": 32, "temperature": .8}  # how many texts, how long, and how they are written
 SCALES, BEYOND, MIX = (.5, 1., 1.5, 2., 3.), (1.5, 2., 3.), (.25, .5, .75)
 SCORED = 1024  # tokens of each held-out speech
 
@@ -280,22 +273,21 @@ class Guided(Denoiser):
 
 def readings(base):
     "All that is asked to write: (label, periods that are meant, DiffusionLM)"
-    def adapted(weights): return base.adapt({name_of(p, "rank 8", NEAR_RATE["rank 8"]): w for p, w in weights.items()},
-                                            merge=True)
+    def adapted(weights):
+        runs = {name_of(p, "rank 8", NEAR_RATE): w for p, w in weights.items()}
+        return base.adapt(runs, merge=True)
     yield {"how": "base"}, [*PERIODS], base
     for p in PERIODS:
         one = adapted({p: 1.})
         for w in SCALES: yield {"how": "weight", "scale": w}, [p], adapted({p: w})
         for s in BEYOND:
             yield {"how": "logits", "scale": s}, [p], DiffusionLM(Guided(base.model, one.model, s), base.tokenizer)
-    first, *_, last = PERIODS
-    for m in MIX: yield {"how": "mix", "scale": m}, [first, last], adapted({first: 1 - m, last: m})
-    yield {"how": "sum", "scale": 1.}, [first, last], adapted({first: 1., last: 1.})
-    full = DiffusionLM.from_run(name_of("since-1946", "full", NEAR_RATE["full"]), device="cpu")
-    yield {"how": "full"}, ["since-1946"], full
+    for m in MIX: yield {"how": "mix", "scale": m}, [FIRST, LAST], adapted({FIRST: 1 - m, LAST: m})
+    yield {"how": "sum"}, [FIRST, LAST], adapted({FIRST: 1., LAST: 1.})
+    yield {"how": "full"}, [LAST], DiffusionLM.from_run(name_of(LAST, "full", NEAR_RATE), device="cpu")
 
 def attributes():
-    "Write texts with every reading, have the probe say of each how probable the periods are, and score held-out speeches"
+    "Texts by every reading, how probable the probe finds each period, and the score of held-out speeches"
     read, held = speeches()
     probe = fit_probe(read)
     order = [*probe.classes_]
@@ -304,23 +296,22 @@ def attributes():
     done = {json.dumps([r["about"], r["periods"]]) for r in read_jsonl(path)} if path.exists() else set()
     for about, periods, lm in readings(DiffusionLM.from_run(BASE, device="cpu")):
         if json.dumps([about, periods]) in done: continue
-        texts = lm.generate(n=TEXTS, length=TOKENS, **WRITTEN)
+        texts = lm.generate(n=TEXTS, length=TOKENS, seed=periods[0], **WRITTEN)
         p = probe.predict_proba(texts)[:, [order.index(z) for z in PERIODS]]
-        scores = {z: scored(lm, held[z], most=SCORED) for z in periods}
-        append_jsonl(path, {"about": about, "periods": periods, "p": p.round(4).tolist(), "scores": scores, "texts": texts[:4]})
+        scores = {z: scored(lm, held[z], draws=2, most=SCORED) for z in periods}
+        found = {"p": p.round(4).tolist(), "scores": scores, "texts": texts[:4]}
+        append_jsonl(path, {"about": about, "periods": periods} | found)
         said = np.bincount(p.argmax(1), minlength=len(PERIODS))
         print(about, periods, said.tolist(), flush=True)
 
-def main(what="list", *numbers):
-    steps = int(numbers[0]) if numbers else None
+def main(what="list", *names):
     one_core()
-    if what == "text": return write_texts()
-    if what == "score": return score(steps)
-    if what == "costs": return costs()
-    if what == "attributes": return attributes()
+    commands = {"text": write_texts, "score": score, "costs": costs, "attributes": attributes}
+    if what in commands: return commands[what]()
+    todo = {n: a for n, a in arms().items() if not names or n in names}
     def line(arm): return f"{arm[0]:10s} {arm[1]:12s} {arm[2]:g}"
-    if serve(what, near_arms(steps) | far_arms(steps), PAGE, line, train_arm):
-        if what == "train": serve(what, far_arms(steps), PAGE, line, train_arm)  # more seeds, at the rates found
+    if serve(what, todo, PAGE, line, train_arm):
+        if what == "train" and not names: serve(what, arms(), PAGE, line, train_arm)  # more seeds: rates are known now
         return 0
     print(__doc__)
     return 2
