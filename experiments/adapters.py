@@ -4,7 +4,7 @@
     python experiments/adapters.py list            the arms, and which of them are there
     python experiments/adapters.py train [NAME …]  train those that are missing, one after another, on one core, and
                                                    score them on the validation text → records/adapters/
-    python experiments/adapters.py score           each kind at its best rate on the held-out text → ranks.json
+    python experiments/adapters.py score           each kind at its best rate on the test text → test.jsonl
     python experiments/adapters.py costs           a step of each kind, interleaved in one process: CPU seconds, and
                                                    the bytes that it holds → costs.json
     python experiments/adapters.py attributes      adapters of periods: how often a probe recognises the period of what
@@ -91,13 +91,12 @@ PLAIN = {  # all arms
     "trainer.keep": 1, "trainer.test_draws": 1, "trainer.test_tokens": 1024, "samples.steps": 4}
 FULL = {"full": {}, "full, AdamW": {"trainer.optimizer": "adamw"}, "layers": {}}
 KINDS = {f"rank {r}": {"adapter.rank": r} for r in RANKS} | FULL
-RATES = {  # to choose from; those of a rank that is not named are the last
-    "full": (1e-3, 3e-3, 1e-2), "full, AdamW": (1e-3, 3e-3), "layers": (3e-3, 1e-2), "rank 8": (3e-3, 1e-2, 3e-2),
-    "rank": (1e-2, 3e-2)}
+HIGH, LOW = (1e-2, 3e-2), (3e-3, 1e-2)
+RATES = {  # to choose from
+    "rank 1": HIGH, "rank 2": HIGH, "rank 4": HIGH, "rank 8": (3e-3, 1e-2, 3e-2), "rank 16": LOW, "rank 32": LOW,
+    "rank 64": (1e-3, 3e-3, 1e-2), "full": LOW, "full, AdamW": (1e-3, 3e-3), "layers": LOW}
 SEEDS = {"rank 8": (0, 1, 2), "full": (0, 1, 2)}  # of each kind at its best rate; 0 where it is not named
 NEAR_RATE = 3e-3  # the default
-
-def rates(kind): return RATES.get(kind, RATES["rank"])
 
 def name_of(text, kind, rate, seed=0):
     return "-".join(["ad", text, *kind.replace(",", "").split(), f"lr{rate:g}", f"s{seed}"])
@@ -105,7 +104,7 @@ def name_of(text, kind, rate, seed=0):
 def arms():
     "Name → (text, kind, rate, seed): of periods; of the manual at all rates; more seeds at the rates that were best"
     out = [(p, "rank 8", NEAR_RATE, 0) for p in PERIODS] + [(LAST, "full", NEAR_RATE, 0)]
-    out += [("manual", kind, rate, 0) for kind in KINDS for rate in rates(kind)]
+    out += [("manual", kind, rate, 0) for kind in KINDS for rate in RATES[kind]]
     for kind, seeds in SEEDS.items():
         if rate := best_rate(kind): out += [("manual", kind, rate, s) for s in seeds[1:]]
     return {name_of(*arm): arm for arm in out}
@@ -151,26 +150,32 @@ def validation_bits():
 
 def best_rate(kind):
     "The rate with the fewest bits on the validation text; None while one of them is missing"
-    found, name = validation_bits(), {r: name_of("manual", kind, r) for r in rates(kind)}
+    found, name = validation_bits(), {r: name_of("manual", kind, r) for r in RATES[kind]}
     if not all(n in found for n in name.values()): return None
     return min(name, key=lambda r: found[name[r]])
 
 def size_of(run, kind):
     "Bytes of what is saved"
-    return (run/("model.safetensors" if kind in FULL else ADAPTER_FILE)).stat().st_size
+    return (run/(ADAPTER_FILE if kind.startswith("rank") else "model.safetensors")).stat().st_size
+
+def chosen():
+    "Name → kind: the base, and of each kind all seeds at its best rate"
+    out = {BASE: "base"}
+    for kind in KINDS:
+        names = (name_of("manual", kind, best_rate(kind), s) for s in SEEDS.get(kind, (0,)))
+        if best_rate(kind): out |= {n: kind for n in names if recorded(PAGE/n)}
+    return out
 
 def score():
     "The test text, by the base and by each kind at its best rate"
-    base, docs = DiffusionLM.from_run(BASE, device="cpu"), manual()["test"]
-    out = {"base": {"scores": [scored(base, docs)]}}
-    for kind in KINDS:
-        rate = best_rate(kind)
-        if rate is None: continue
-        names = [name_of("manual", kind, rate, s) for s in SEEDS.get(kind, (0,))]
-        runs = [DiffusionLM.from_run(n, device="cpu") for n in names if recorded(PAGE/n)]
-        out[kind] = {"rate": rate, "bytes": size_of(runs[0].folder, kind), "scores": [scored(lm, docs) for lm in runs]}
-        print(f"{kind:12s} {rate:g} {bits(out[kind]['scores'][0]):.3f}", flush=True)
-    write_json(PAGE/"ranks.json", out)
+    path, docs = PAGE/"test.jsonl", manual()["test"]
+    done = {r["name"] for r in read_jsonl(path)} if path.exists() else set()
+    for name, kind in chosen().items():
+        if name in done: continue
+        lm = DiffusionLM.from_run(name, device="cpu")
+        record = {"name": name, "file": size_of(lm.folder, kind)} | scored(lm, docs)
+        append_jsonl(path, record)
+        print(f"{name:40s}{bits(record):.3f}", flush=True)
 
 # ---- costs ----
 
@@ -208,10 +213,12 @@ def memory(kind):
     return {"trained": sum(p.numel() for p in trained), "gradients": size(p.grad for p in trained),
             "optimizer": size(states), "activations": activations, "new_weights": size(trained)*(kind not in FULL)}
 
-def costs(rounds=15):
-    "CPU seconds of a step and of a forward pass of each kind, interleaved; what a step holds; shares of the parameters"
-    steps, kinds = {}, [*KINDS]
-    for kind in kinds:
+TIMED = ("full", "full, AdamW", "layers", "rank 1", "rank 8", "rank 64")
+
+def costs(rounds=11):
+    "CPU seconds of a step and of a forward pass, interleaved; what a step of each kind holds"
+    steps = {}
+    for kind in TIMED:
         model = prepared(kind)
         options = {"optimizer": "adamw"} if "AdamW" in kind else {}
         steps[kind] = stepper(Objective(model), batch_of(model), **options)
@@ -221,7 +228,7 @@ def costs(rounds=15):
         forward[name] = torch.no_grad()(lambda m=model, x=x: m.features(x))
     all_ = n_params(prepared("full"))
     out = {"rounds": rounds, "parameters": all_, "step": interleaved(steps, rounds),
-           "forward": interleaved(forward, 3*rounds), "memory": {k: memory(k) for k in kinds}}
+           "forward": interleaved(forward, 3*rounds), "memory": {k: memory(k) for k in KINDS}}
     write_json(PAGE/"costs.json", out)
 
 # ---- attributes ----
@@ -308,7 +315,8 @@ def main(what="list", *names):
     one_core()
     commands = {"text": write_texts, "score": score, "costs": costs, "attributes": attributes}
     if what in commands: return commands[what]()
-    todo = {n: a for n, a in arms().items() if not names or n in names}
+    known = arms()
+    todo = {n: known[n] for n in names or known if n in known}  # in the order in which they are named
     def line(arm): return f"{arm[0]:10s} {arm[1]:12s} {arm[2]:g}"
     if serve(what, todo, PAGE, line, train_arm):
         if what == "train" and not names: serve(what, arms(), PAGE, line, train_arm)  # more seeds: rates are known now
