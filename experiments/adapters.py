@@ -187,6 +187,8 @@ def prepared(kind):
     model.embed.requires_grad_(kind != "layers")
     return model
 
+def optimizer_of(kind): return KINDS[kind].get("trainer.optimizer", "muon")
+
 def batch_of(model, b=BATCH, l=LENGTH):
     "Tokens (b,l), times (b,1) and uniforms (b,l) of a step"
     g = torch.Generator().manual_seed(0)
@@ -205,7 +207,7 @@ def memory(kind):
         loss = Objective(model)(*batch_of(model))
     activations = sum(kept.values())  # before the backward pass lets them go
     loss.backward()
-    opts = make_optimizers(model, TrainConfig(optimizer="adamw" if "AdamW" in kind else "muon"))
+    opts = make_optimizers(model, TrainConfig(optimizer=optimizer_of(kind)))
     for o in opts: o.step()
     def size(tensors): return sum(z.numel()*z.element_size() for z in tensors if torch.is_tensor(z))
     states = [z for o in opts for s in o.state.values() for z in s.values()]
@@ -220,8 +222,7 @@ def costs(rounds=11):
     steps = {}
     for kind in TIMED:
         model = prepared(kind)
-        options = {"optimizer": "adamw"} if "AdamW" in kind else {}
-        steps[kind] = stepper(Objective(model), batch_of(model), **options)
+        steps[kind] = stepper(Objective(model), batch_of(model), optimizer=optimizer_of(kind))
     beside, forward = prepared("rank 8").eval(), {}
     for name, model in (("base", prepared("full").eval()), ("beside", beside), ("merged", merge_adapters(beside))):
         x, _, _ = batch_of(model)
