@@ -54,9 +54,10 @@ def one_core():
 def stepper(o,                    # an `Objective`
             batch,                # its batch
             more=(),              # what a stateful objective takes besides
-            dtype=torch.float32): # of the forward pass
+            dtype=torch.float32,  # of the forward pass
+            optimizer="muon"):
     "A training step, with an optimizer of its own"
-    opts, carried = make_optimizers(o.model, TrainConfig(lr=1e-4)), None
+    opts, carried = make_optimizers(o.model, TrainConfig(lr=1e-4, optimizer=optimizer)), None
     def step():
         nonlocal carried
         with autocast(batch[0].device, dtype):
