@@ -339,8 +339,8 @@ def test_a_talk_and_an_export_of_a_newer_version(trained, tmp_path):
         new = {**said, k: {**said[k], "mood": 1}} if k else {**said, "mood": 1}
         save_weights(z, tmp_path/"t", **about | {"talk": json.dumps(new)})
         with pytest.raises(UserError, match="has 'mood', which"): load_talk(lm, tmp_path/"t")
-    write_json(tmp_path/"export.json", {"format": "diffusion_lm export", "version": 2})
-    with pytest.raises(ValueError, match="version 2.*newer"): read_about(tmp_path)
+    write_json(tmp_path/"export.json", {"format": "diffusion_lm export", "version": 3})
+    with pytest.raises(ValueError, match="version 3.*newer"): read_about(tmp_path)
 
 # ---- disks ----
 
