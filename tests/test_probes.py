@@ -94,7 +94,7 @@ def test_weights_that_are_not_finite(dlm, trained):
     from diffusion_lm.text.tokenizer import Tokenizer
     save_weights(state, path, tokenizer=Tokenizer.load(path.parent/"tokenizer.json").fingerprint)
     status, out, err = dlm("probe", "tiny", "--out", "page")
-    assert (status, out) == (2, "") and "not finite" in err.splitlines()[-1]
+    assert (status, out) == (2, "") and "predicts NaN" in err.splitlines()[-1]
     assert not tree("page")
 
 @pytest.mark.parametrize("options, message", [
