@@ -543,10 +543,9 @@ def score_file(self:EvalCommand, lm):
 
 def _pairs_to_score(file, lm, folder):
     "A token store, all of which is test text, of the pairs in a file under the columns of a run"
-    from diffusion_lm.text.corpus import SPLITS, load_corpus
+    from diffusion_lm.text.corpus import SPLITS, load_data
     from diffusion_lm.text.store import token_store
-    data = recipe_of(lm).data
-    corpus = load_corpus(file, data.column, condition=data.condition, picture=data.picture)
+    corpus = load_data(replace(recipe_of(lm).data, path=file, config=None, fingerprint=None))
     for n in corpus.notes: note(n)
     return token_store(corpus, lm.tokenizer, folder, [SPLITS.index("test")]*len(corpus))
 

@@ -41,7 +41,7 @@ from .models.condition import make_conditional
 from .models.make import make_model
 from .models.pretrained import pretrained_run
 from .models.transformer import ConditionConfig, ModelConfig, n_params
-from .pictures import NO_PICTURE, read_picture
+from .pictures import read_picture
 from .sampling.lengths import REACH, Parts, best_of, length_scores, parts_of, write_open
 from .sampling.player import denoising_page, denoising_player, trace
 from .sampling.sampler import PLAIN, Frame, SampleOptions, denoise, sample
@@ -785,12 +785,7 @@ def given(
     if not self.model.room: return self._behind(condition, ids, scale)
     if not len(ids): ids = np.array([self.tokenizer.pad]) # no condition
     with torch.no_grad(), autocast(self.device, self.dtype):
-        return self._same(self.model.given(torch.from_numpy(ids)[None], scale), condition)
-
-@patch
-def _same(self:DiffusionLM, model, condition):
-    "This run with another reading of its model"
-    return self._but(model, condition=condition)
+        return self._but(self.model.given(torch.from_numpy(ids)[None], scale), condition=condition)
 
 @patch
 def _cut_condition(self:DiffusionLM, ids):
@@ -803,9 +798,7 @@ def _cut_condition(self:DiffusionLM, ids):
 def _behind(self:DiffusionLM, condition, ids, scale):
     "This run with a condition in its window"
     if scale: raise UserError("this run reads its condition as plain context: use guidance in place of a scale")
-    lm = self._same(self.model, condition)
-    lm.before = np.append(ids, self.tokenizer.sep)
-    return lm
+    return self._but(condition=condition, before=np.append(ids, self.tokenizer.sep))
 
 # %% ../nbs/60_lm.ipynb #pl02
 @patch
@@ -821,11 +814,13 @@ def plain(
 @patch
 def _shown(self:DiffusionLM, picture, scale):
     "This run, given a picture"
-    side, none = self.model.config.picture, isinstance(picture, str) and not picture
-    pixels = np.full((3, side, side), NO_PICTURE) if none else read_picture(picture, side)
+    if isinstance(picture, str) and not picture: shown = self.model.blank()
+    else:
+        pixels = read_picture(picture, self.model.config.picture)
+        shown = torch.from_numpy(pixels.astype(np.int16))[None]
     name = str(picture) if isinstance(picture, (str, Path)) else "a picture"
     with torch.no_grad(), autocast(self.device, self.dtype):
-        return self._same(self.model.given(torch.from_numpy(pixels.astype(np.int16))[None], scale), name)
+        return self._but(self.model.given(shown, scale), condition=name)
 
 # %% ../nbs/60_lm.ipynb #cd04
 def create_conditional(

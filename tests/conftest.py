@@ -1,8 +1,10 @@
 """What the tests share: a small text, a small recipe, two runs of it, and `dlm` in this or another process."""
 import atexit
 import contextlib
+import csv
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -45,6 +47,20 @@ def story(seed, words=6000):
         out.append(" ".join(g.choice(WORDS, n)).capitalize() + ("." if g.random() < .8 else ".\n\n"))
         words -= n
     return " ".join(out)
+
+def write_table(path, table):
+    "A table from a list of rows, in the format that the suffix says"
+    if path.suffix == ".jsonl": path.write_text("\n".join(map(json.dumps, table)))
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as f:
+            w = csv.DictWriter(f, [*table[0]])
+            w.writeheader()
+            w.writerows(table)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        pq.write_table(pa.table({k: [r[k] for r in table] for k in table[0]}), path)
+    return path
 
 RECIPE = """
 data: {{path: {book}}}

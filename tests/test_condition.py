@@ -1,12 +1,10 @@
 """Conditional models end to end: pairs from tables, stages that do not move what rests, a run by the command line."""
-import csv
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
+from conftest import write_table
 from diffusion_lm.cli import main, parse_train
 from diffusion_lm.core import UserError
 from diffusion_lm.files import read_json, read_jsonl, run_path
@@ -29,17 +27,6 @@ ENCODER = ["--model.condition.width", "16", "--model.condition.heads", "1", "--m
 
 def rows(n=60):
     return [{"question": f"Who came at {i}?", "answer": f"At {i} the {ANIMALS[i*7 % 10]} came in."} for i in range(n)]
-
-def write(path, table):
-    "A table of pairs, in the format that the suffix says"
-    if path.suffix == ".jsonl": path.write_text("\n".join(map(json.dumps, table)))
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="") as f:
-            w = csv.DictWriter(f, [*table[0]])
-            w.writeheader()
-            w.writerows(table)
-    else: pq.write_table(pa.table({k: [r[k] for r in table] for k in table[0]}), path)
-    return path
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -70,7 +57,7 @@ def of_condition(name): return name.startswith(("encoder.", "looks."))
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_pairs_of_a_table(home, suffix):
-    path = write(home/f"qa{suffix}", rows())
+    path = write_table(home/f"qa{suffix}", rows())
     corpus, tok, store = prepare(DataConfig(str(path), "answer", condition="question"), TokenizerConfig(vocab_size=300))
     assert [(d.condition, d.text) for d in corpus] == [(r["question"], r["answer"]) for r in rows()]
     found = {tuple(map(tok.decode, store.pair(i))) for i in range(len(store.middle))}
@@ -81,13 +68,13 @@ def test_pairs_of_a_table(home, suffix):
         prepare(DataConfig(str(path), condition="question"), TokenizerConfig(vocab_size=300))
 
 def test_the_same_pairs_in_any_format(home):
-    prints = {prepare(DataConfig(str(write(home/f"qa{s}", rows())), "answer", condition="question"),
+    prints = {prepare(DataConfig(str(write_table(home/f"qa{s}", rows())), "answer", condition="question"),
                       TokenizerConfig(vocab_size=300))[0].fingerprint for s in (".jsonl", ".csv", ".parquet")}
     assert len(prints) == 1
 
 def test_stages_move_what_they_train_and_nothing_else(home, story):
     "Two optimizers, weight decay, an average of the weights and checkpoints: what rests stays, to the last bit"
-    first, path = load_weights(decoder(story)/"model.safetensors"), write(home/"qa.jsonl", rows())
+    first, path = load_weights(decoder(story)/"model.safetensors"), write_table(home/"qa.jsonl", rows())
     run = train(with_encoder("decoder", path, "condition", "--trainer.ema", ".5"), "taught", quiet=True)
     taught, saved = load_weights(run/"model.safetensors"), load_weights(run/"step-000004"/"model.safetensors")
     for weights in (taught, saved):
@@ -119,7 +106,7 @@ def test_at_first_nothing_changes(home, story):
 def test_a_conditional_run(home, story, capsys):
     "Trained, stopped, resumed, loaded, scored and sampled; the unbroken run is the same"
     decoder(story)
-    path = write(home/"qa.csv", rows())
+    path = write_table(home/"qa.csv", rows())
     args = ["--init", "decoder", "--data.path", str(path), "--data.column", "answer", "--data.condition", "question",
             *SMALL[2:], *ENCODER[:-1], "3", "--trainer.stage", "condition"]
     assert not main(["train", "--name", "whole", *args])
@@ -152,7 +139,7 @@ def test_a_conditional_run(home, story, capsys):
 
 def test_answers_in_the_window(home, capsys):
     "Without an encoder the prompt is plain context: it is read, and only the answer is masked and counted"
-    path = write(home/"qa.jsonl", rows())
+    path = write_table(home/"qa.jsonl", rows())
     run = train(settings(path), "answers", quiet=True)
     objective = build(settings(path), DiffusionLM.from_run("answers").tokenizer)
     assert type(objective).__name__ == "AnswerObjective"
@@ -164,7 +151,7 @@ def test_answers_in_the_window(home, capsys):
         assert "conditions" in read_json(train(settings(path, *more), objective, quiet=True)/"summary.json")
 
 def test_other_objectives_with_an_encoder(home):
-    path = write(home/"qa.jsonl", rows())
+    path = write_table(home/"qa.jsonl", rows())
     for objective in ("ar", "dual", "llada"):
         run = train(settings(path, *ENCODER, "--objective", objective), f"told-{objective}", quiet=True)
         assert "conditions" in read_json(run/"summary.json")
@@ -177,7 +164,7 @@ def refused(capsys, *args):
     return said
 
 def test_bad_input(home, story, capsys):
-    path = write(home/"qa.csv", rows())
+    path = write_table(home/"qa.csv", rows())
     decoder(story)
     train(with_encoder("decoder", path, "condition"), "told", quiet=True)
     pairs = ["--data.path", str(path), "--data.column", "answer", "--data.condition", "question", *SMALL]

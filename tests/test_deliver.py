@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from conftest import run_dlm, train_runs
+from conftest import run_dlm, train_runs, write_table
 from diffusion_lm.deploy.chat import Chat
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.models.adapters import find_adapter
-from test_condition import ENCODER, SMALL, rows, write
+from test_condition import ENCODER, SMALL, rows
 from test_export import alone
 
 
@@ -21,7 +21,7 @@ def told_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("told")/"home"
     home.mkdir()
     (home/"empty.yaml").write_text("seed: 0")
-    pairs = pairs_of(write(home/"qa.jsonl", rows(200)))
+    pairs = pairs_of(write_table(home/"qa.jsonl", rows(200)))
     adapter = ["--init", "told", *pairs, *SMALL[2:], "--adapter.rank", 2, "--trainer.lr", .1]
     train_runs(home, home/"empty.yaml", ["--name", "told", *pairs, *SMALL, *ENCODER],
                ["--name", "answers", *pairs, *SMALL],
@@ -98,7 +98,7 @@ def test_a_file_of_pairs_is_scored(told_home, tmp_path):
         lm = load(told_home, run)
         store = text_of(load_config(lm.folder/"config.yaml"), lm.tokenizer, lm.folder, told_home/"data"/"cache").store
         pairs = [map(lm.tokenizer.decode, store.pair(i)) for i in store.numbers("test")]
-        path = write(tmp_path/"test.jsonl", [{"question": q, "answer": a} for q, a in pairs])
+        path = write_table(tmp_path/"test.jsonl", [{"question": q, "answer": a} for q, a in pairs])
         def score(*more, run=run): return json.loads(done(told_home, "eval", run, "--draws", 2, "--json", *more))
         own, file = score(), score("--file", path)
         assert file["conditions"] == own["conditions"] and file["bits_per_byte"] == own["bits_per_byte"]

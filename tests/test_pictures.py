@@ -1,16 +1,14 @@
 """Models of pictures end to end: tables of pictures, a denoiser that rests, runs by the command line, bad files."""
-import csv
 import json
 import struct
 import zlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from conftest import write_table
 from diffusion_lm.cli import main, parse_train
 from diffusion_lm.core import UserError
 from diffusion_lm.files import read_json, read_jsonl, run_path
@@ -47,17 +45,6 @@ def draw(folder, n=60):
         im.save(folder/"pictures"/f"{i}.png")
     return [{"image": f"pictures/{i}.png", "words": words(i)} for i in range(n)]
 
-def write(path, table):
-    "A table of pictures and texts, in the format that the suffix says"
-    if path.suffix == ".jsonl": path.write_text("\n".join(map(json.dumps, table)))
-    elif path.suffix == ".csv":
-        with open(path, "w", newline="") as f:
-            w = csv.DictWriter(f, [*table[0]])
-            w.writeheader()
-            w.writerows(table)
-    else: pq.write_table(pa.table({k: [r[k] for r in table] for k in table[0]}), path)
-    return path
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_LM_HOME", str(tmp_path))
@@ -72,7 +59,7 @@ def text(home):
     return train(parse_train(["--data.path", str(path), *TEXT, *SMALL])[0], "text", quiet=True)
 
 @pytest.fixture
-def shown(home): return write(home/"shown.csv", draw(home))
+def shown(home): return write_table(home/"shown.csv", draw(home))
 
 def settings(path, *more): return parse_train(["--data.path", str(path), *SEES, *more])[0]
 
@@ -80,7 +67,7 @@ def test_pictures_of_a_table(home):
     "The same pictures and texts in any format; a changed picture is noticed"
     table, prints = draw(home), set()
     for suffix in (".csv", ".jsonl", ".parquet"):
-        path = write(home/f"shown{suffix}", table)
+        path = write_table(home/f"shown{suffix}", table)
         data = DataConfig(str(path), "words", condition="image", picture=16)
         corpus, tok, store = prepare(data, TokenizerConfig(vocab_size=300))
         prints.add(corpus.fingerprint)

@@ -366,7 +366,8 @@ class OnnxModel(Denoiser):
         self.model, self.sessions, self.config = model, sessions, model.config
         self.block, self.causal = model.block, model.causal
         self.thought, self.stateful = model.thought, model.stateful
-        self.room, self.told = model.room, {} # `given` sets what it is told
+        self.room = model.room
+        self.told = self.encode(torch.full((1, 1), self.pad)) if self.room else {} # nothing; `given` tells it more
 
     # What differs by kind is what the model's own class does, with graphs in place of its layers
     def read_step(self, *args): return type(self.model).read_step(self, *args)
@@ -404,9 +405,7 @@ def given(self: OnnxModel, condition): # (b,c), padded
 @patch
 def beside(self: OnnxModel, b: int) -> dict: # rows
     "What graphs take besides the text; where nothing was given, that nothing was"
-    if not self.room: return {}
-    told = self.told or self.encode(torch.full((1, 1), self.pad))
-    return {k: v.expand(b, *v.shape[1:]) for k, v in told.items()}
+    return {k: v.expand(b, *v.shape[1:]) for k, v in self.told.items()}
 
 # %% ../../nbs/deploy/90_export.ipynb #6016
 @patch

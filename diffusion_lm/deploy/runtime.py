@@ -378,9 +378,10 @@ _OPEN = re.compile(r"\[MASK:(?:[0-9]+-[0-9]+|\?)\]")
 
 def _check_known(template):
     "Raise `UserError` for a hole whose length is to be found"
-    for m in filter(None, [_OPEN.search(template)]):
-        raise UserError(f"{m[0]} leaves the length to the model, which an export does not find: "
-                        "write [MASK:8] where eight tokens are to be found, or use dlm sample")
+    m = _OPEN.search(template)
+    if not m: return
+    raise UserError(f"{m[0]} leaves the length to the model, which an export does not find: "
+                    "write [MASK:8] where eight tokens are to be found, or use dlm sample")
 
 def _check_spelling(texts, nothing):
     "Raise `UserError` for a misspelt hole in the texts around the holes"

@@ -8,6 +8,7 @@ __all__ = ['TrainedOn', 'text_of', 'test_figures', 'style_figures', 'plot_loss',
 # %% ../../nbs/training/77_report.ipynb #0003
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from ..core import UserError, require
 from ..evaluation.metrics import Estimate, evaluate_split, interval
 from ..files import atomic, cache_dir, read_json, read_jsonl
-from ..text.corpus import Corpus, load_corpus
+from ..text.corpus import Corpus, load_data
 from ..text.reading import is_pipe
 from ..text.store import TokenStore, corpus_of, store_name, token_store
 from ..text.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ def text_of(
     path, cache, name = cfg.data.path, Path(cache or cache_dir()), _kept_store(cfg, tok, folder)
     try:
         if is_pipe(path): raise UserError("it came through a pipe")
-        corpus = load_corpus(path, cfg.data.column, cfg.data.config, cfg.data.condition, cfg.data.picture)
+        corpus = load_data(replace(cfg.data, fingerprint=None))
         if name in (None, store_name(corpus.fingerprint, tok)):
             return TrainedOn(corpus, token_store(corpus, tok, cache), None)
         changed = "has changed since this run was trained"
@@ -243,6 +244,7 @@ def _stages(s):
     caution = "Losses of different stages are over different masks and cannot be compared; the figures above can."
     return lines + ["", caution]
 
+# %% ../../nbs/training/77_report.ipynb #200f2
 def _curve(cfg):
     "The curve, and what its training loss is where masks were narrowed"
     lines = ["", "![Training and validation loss against tokens](loss.png)"]
@@ -262,6 +264,7 @@ def _what_it_writes(cfg, records):
         lines += [f"{prompt} {how}", "", _quoted(r["text"]), ""]
     return lines + ["Open [denoising.html](denoising.html) to watch these appear."]
 
+# %% ../../nbs/training/77_report.ipynb #200f3
 def _option(cfg, s):
     "What to type for a sample"
     if cfg.model.picture: return "--image FILE"

@@ -344,6 +344,7 @@ def how_long(self: Training):
     steps, minutes = f"{self.learn.cfg.steps:,} steps", self.cfg.trainer.minutes
     return f"{minutes:g} minutes: about {steps}" if minutes else steps
 
+# %% ../../nbs/training/78_run.ipynb #2010b
 @patch
 def fit(self: Training):
     "Train, score and write down; what interrupts it says how to go on"
