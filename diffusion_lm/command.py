@@ -150,17 +150,17 @@ def _given(parser, args):
     return {names[o] for o in typed if o in names}
 
 # %% ../nbs/98_command.ipynb #4017
-def _add_option(parser, field, names, help):
+def _add_option(parser, field, names):
     "An option, a flag or a positional argument for a field"
     default = None if field.default is MISSING else field.default
     if field.type == list[str] and names[0].startswith("-"):
-        parser.add_argument(*names, dest=field.name, action="append", default=None, help=help)
-    elif field.type == list[str]: parser.add_argument(field.name, nargs="+", help=help)
+        parser.add_argument(*names, dest=field.name, action="append", default=None)
+    elif field.type == list[str]: parser.add_argument(field.name, nargs="+")
     elif not names[0].startswith("-"):
         optional = {} if field.default is MISSING else dict(nargs="?", default=default)
-        parser.add_argument(field.name, type=field.type, help=help, **optional)
-    elif field.type is bool: parser.add_argument(*names, dest=field.name, action="store_true", help=help)
-    else: parser.add_argument(*names, dest=field.name, type=field.type, default=default, help=help)
+        parser.add_argument(field.name, type=field.type, **optional)
+    elif field.type is bool: parser.add_argument(*names, dest=field.name, action="store_true")
+    else: parser.add_argument(*names, dest=field.name, type=field.type, default=default)
 
 def _text(part):
     "A part of an answer: a text, lines, or the lines of a Markdown table, which are aligned"
@@ -183,18 +183,24 @@ class Command:
     @classmethod
     def add_options(cls, parser):
         "An option for each field: first those of this command, then those of its bases"
-        helps, declared = cls.helps(), [[*vars(c).get("__annotations__", {})] for c in cls.__mro__]
+        declared = [[*vars(c).get("__annotations__", {})] for c in cls.__mro__]
         def place(field): # the class that declares a field, and where in it
             return next((i, names.index(field.name)) for i, names in enumerate(declared) if field.name in names)
         for f in sorted(fields(cls), key=place):
-            names = cls.spelling.get(f.name, [option_name(f.name)])
-            _add_option(parser, f, names, helps.get(f.name))
+            _add_option(parser, f, cls.spelling.get(f.name, [option_name(f.name)]))
+
+    @classmethod
+    def explain(cls, parser):
+        "Say what each option means; left out where nobody asks, since Python takes a third of a second to find it"
+        helps = cls.helps()
+        for action in parser._actions: action.help = action.help or helps.get(action.dest)
 
     @classmethod
     def parse(cls, args):
         "The command of these arguments"
         parser = _parser(cls.__name__.removesuffix("Command").lower(), cls.__doc__)
         cls.add_options(parser)
+        if any(arg.startswith(("-h", "--h")) for arg in args): cls.explain(parser)
         values, own = _parse(parser, args), {f.name for f in fields(cls)}
         command = cls(**{k: v for k, v in values.items() if k in own})
         command.given = _given(parser, args)
