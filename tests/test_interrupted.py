@@ -63,7 +63,7 @@ def forked(home, *args):
     finally: os._exit(code)
 
 @posix
-@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(home, recipe, kills):
     """One run, killed again and again wherever it happens to be (reading the text, in a step, writing a checkpoint or
     the report), and resumed each time: the same losses and weights as without, to the last bit"""

@@ -11,32 +11,31 @@ from diffusion_lm.files import damage, read_jsonl
 from diffusion_lm.training.checkpoint import steps_of
 
 RECIPES = ["quick", "quick-ar"]
+STEPS, HALF = 20, 10
+SHORT = ["--trainer.steps", STEPS, "--trainer.eval_every", HALF, "--trainer.sample_every", HALF,
+         "--trainer.save_every", HALF]
 
 @pytest.fixture(scope="session")
 def quick_home(tmp_path_factory):
-    """Both packaged recipes in processes of their own, two at a time: unbroken as `quick`, and as `quick-part` stopped
-    at step 30 and then resumed. The home, and what each process returned; for each recipe also the checkpoints that it
-    left when it stopped"""
+    """Both packaged recipes, for fewer steps: unbroken as `quick`, and as `quick-part` stopped half-way, then resumed
+    by a process of its own. The home, and what each run returned; for each recipe also the checkpoints that it left
+    when it stopped"""
     home, results = tmp_path_factory.mktemp("quick")/"home", {}
-    def start(recipe, kind):
-        name = recipe if kind == "unbroken" else recipe + "-part"
-        options = ["--resume"] if kind == "resumed" else ["--config", recipe]
-        if kind == "stopped": options += ["--trainer.stop_at", 30]
-        return start_dlm(home, "train", "--name", name, *options)
     home.mkdir()
-    for jobs in ([("quick", "unbroken")], [("quick", "stopped"), ("quick-ar", "unbroken")],
-                 [("quick", "resumed"), ("quick-ar", "stopped")], [("quick-ar", "resumed")]):
-        for job, process in [(job, start(*job)) for job in jobs]:
-            results[job] = end_dlm(process)
-            if job[1] == "stopped": results[job[0]] = [p.name for p in steps_of(home/"checkpoints"/f"{job[0]}-part")]
+    for recipe in RECIPES:
+        new, part = ["train", "--config", recipe, *SHORT, "--name"], f"{recipe}-part"
+        results[recipe, "unbroken"] = run_dlm(home, *new, recipe)
+        results[recipe, "stopped"] = run_dlm(home, *new, part, "--trainer.stop_at", HALF)
+        results[recipe] = [p.name for p in steps_of(home/"checkpoints"/part)]
+        results[recipe, "resumed"] = end_dlm(start_dlm(home, "train", "--resume", "--name", part))
     return home, results
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_stopped_and_resumed_is_unbroken(quick_home, recipe):
     home, results = quick_home
     for kind in ("unbroken", "stopped", "resumed"): assert results[recipe, kind][0] == 0, results[recipe, kind]
-    assert results[recipe] == ["step-000030"] # where it stopped
-    assert "step-000030" in results[recipe, "resumed"][2] # and went on
+    assert results[recipe] == [f"step-{HALF:06d}"] # where it stopped
+    assert f"step-{HALF:06d}" in results[recipe, "resumed"][2] # and went on
     a, b = (home/"checkpoints"/n for n in (recipe, f"{recipe}-part"))
     same_run(a, b)
     def drop(s): return {k: v for k, v in s.items() if not re.search("second|memory|^name$", k)}
@@ -47,8 +46,8 @@ def test_stopped_and_resumed_is_unbroken(quick_home, recipe):
 
 def interrupt(home, name, sig, ready, tmp_path):
     "Train `quick`, send `sig` once `ready(run)`; (status, stderr). It samples at every step, to take long enough"
-    p = start_dlm(home, "train", "--config", "quick", "--name", name, "--trainer.sample_every", 1,
-                  "--trainer.save_every", 10, "--samples.prompts", '[""]', "--samples.templates", "[]",
+    p = start_dlm(home, "train", "--config", "quick", *SHORT, "--name", name, "--trainer.sample_every", 1,
+                  "--trainer.save_every", 5, "--samples.prompts", '[""]', "--samples.templates", "[]",
                   log=tmp_path/"log")
     run, deadline = home/"checkpoints"/name, time.monotonic() + 240
     try:
@@ -67,12 +66,12 @@ def logged(step):
 def test_interrupted(quick_home, tmp_path):
     "It finishes its step, saves, says how to go on"
     home, _ = quick_home
-    status, err = interrupt(home, "interrupted", signal.SIGINT, logged(10), tmp_path)
+    status, err = interrupt(home, "interrupted", signal.SIGINT, logged(5), tmp_path)
     assert status == 130 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("dlm: ") and "dlm train --name interrupted --resume" in err.splitlines()[-1]
     run = home/"checkpoints"/"interrupted"
-    assert 10 <= int(steps_of(run)[-1].name[5:]) < 60 and damage(steps_of(run)[-1]) is None
-    status, out, err = run_dlm(home, "train", "--name", "interrupted", "--resume", "--trainer.sample_every", 30)
+    assert 5 <= int(steps_of(run)[-1].name[5:]) < STEPS and damage(steps_of(run)[-1]) is None
+    status, out, err = run_dlm(home, "train", "--name", "interrupted", "--resume", "--trainer.sample_every", HALF)
     assert status == 0, err
     same_run(home/"checkpoints"/"quick", run)
 
@@ -80,9 +79,9 @@ def test_interrupted(quick_home, tmp_path):
 def test_killed(quick_home, tmp_path):
     "Nothing can catch SIGKILL: the run goes on from its last checkpoint, and trains and logs the steps after it again"
     home, _ = quick_home
-    status, err = interrupt(home, "killed", signal.SIGKILL, lambda run: (run/"step-000010").exists(), tmp_path)
+    status, err = interrupt(home, "killed", signal.SIGKILL, lambda run: (run/"step-000005").exists(), tmp_path)
     assert status == -signal.SIGKILL
-    status, out, err = run_dlm(home, "train", "--name", "killed", "--resume", "--trainer.sample_every", 30)
+    status, out, err = run_dlm(home, "train", "--name", "killed", "--resume", "--trainer.sample_every", HALF)
     assert status == 0, err
     same_run(home/"checkpoints"/"quick", home/"checkpoints"/"killed")
 
@@ -102,19 +101,19 @@ def check_figures(s, kind):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_run_folder(quick_home, recipe):
     run = quick_home[0]/"checkpoints"/recipe
-    assert {p.name for p in run.iterdir()} == FILES | {"step-000030", "step-000060"} # no leftovers
+    assert {p.name for p in run.iterdir()} == FILES | {f"step-{HALF:06d}", f"step-{STEPS:06d}"} # no leftovers
     for p in steps_of(run):
         assert damage(p) is None
         assert set(json.loads((p/"manifest.json").read_text())) == {"model.safetensors", "trainer.pt"}
     s = json.loads((run/"summary.json").read_text())
     check_figures(s, "exact" if recipe == "quick-ar" else "bound")
-    assert s["steps"] == s["planned_steps"] == 60 and s["tokens"] == 60*16*64
+    assert s["steps"] == s["planned_steps"] == STEPS and s["tokens"] == STEPS*16*64
     assert s["weights"] == "last" and s["name"] == recipe
     assert (run/"loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert f"{s['bits_per_byte']['value']:.3f}" in (run/"report.md").read_text(encoding="utf-8")
     assert "__DATA__" not in (run/"denoising.html").read_text(encoding="utf-8")
     samples = read_jsonl(run/"samples.jsonl")
-    assert {r["step"] for r in samples} == {30, 60}
+    assert {r["step"] for r in samples} == {HALF, STEPS}
     assert all({"text", "prompt", "seed", "sampler", "steps"} <= set(r) for r in samples)
     assert all(r["text"].startswith(r["prompt"]) for r in samples if "[MASK" not in r["prompt"])
 
@@ -162,7 +161,7 @@ def test_eval_json(quick_home, recipe, book):
 def test_runs_json(quick_home):
     status, out, err = run_dlm(quick_home[0], "runs", "--json")
     rows = {r["name"]: r for r in json.loads(out)}
-    assert status == 0 and not err and set(RECIPES) <= set(rows) and rows["quick"]["steps"] == 60
+    assert status == 0 and not err and set(RECIPES) <= set(rows) and rows["quick"]["steps"] == STEPS
 
 def test_train_json(dlm, recipe):
     status, out, err = dlm("train", "--config", recipe, "--json", "--trainer.steps", 1)
