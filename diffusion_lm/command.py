@@ -162,6 +162,10 @@ def _add_option(parser, field, names):
     elif field.type is bool: parser.add_argument(*names, dest=field.name, action="store_true")
     else: parser.add_argument(*names, dest=field.name, type=field.type, default=default)
 
+def _explain(parser, helps):
+    "Say what options mean that do not say it themselves"
+    for action in parser._actions: action.help = action.help or helps.get(action.dest)
+
 def _text(part):
     "A part of an answer: a text, lines, or the lines of a Markdown table, which are aligned"
     if isinstance(part, str): return part
@@ -190,17 +194,11 @@ class Command:
             _add_option(parser, f, cls.spelling.get(f.name, [option_name(f.name)]))
 
     @classmethod
-    def explain(cls, parser):
-        "Say what each option means; left out where nobody asks, since Python takes a third of a second to find it"
-        helps = cls.helps()
-        for action in parser._actions: action.help = action.help or helps.get(action.dest)
-
-    @classmethod
     def parse(cls, args):
         "The command of these arguments"
         parser = _parser(cls.__name__.removesuffix("Command").lower(), cls.__doc__)
         cls.add_options(parser)
-        if any(arg.startswith(("-h", "--h")) for arg in args): cls.explain(parser)
+        if any(arg.startswith(("-h", "--h")) for arg in args): _explain(parser, cls.helps()) # slow to find
         values, own = _parse(parser, args), {f.name for f in fields(cls)}
         command = cls(**{k: v for k, v in values.items() if k in own})
         command.given = _given(parser, args)

@@ -508,7 +508,7 @@ def playground(tiny_home, tmp_path_factory):
 def names(folder): return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*")} # cheaper than digests
 
 @given(lines([*OPTIONS]))
-@settings(max_examples=150)
+@settings(max_examples=200)
 def test_any_line(playground, line): typed(playground, line, names)
 
 STEERING = [[], ["--stream"], ["--avoid=the"], ["--include=sea"], ["--toward=sea"], ["--temperature=0"], ["-n=2"]]
@@ -516,7 +516,7 @@ TAKE_TEXT = ["--prompt", "--infill", "--avoid", "--include", "--toward"]
 bits = st.sampled_from([*MISSPELT, *HOSTILE, "[MASK]", "[MASK:3]", "the", "sea", " ", ","]) | st.text(max_size=5)
 
 @given(st.sampled_from(STEERING), st.sampled_from(TAKE_TEXT), st.lists(bits, max_size=5).map("".join))
-@settings(max_examples=60)
+@settings(max_examples=100)
 def test_any_text(playground, more, option, text):
     short = "--length=12" if option != "--infill" else "--seed=1"
     typed(playground, ["sample", "tiny", short, "--steps=2", *more, f"{option}={text}"], names)
