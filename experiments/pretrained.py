@@ -31,7 +31,7 @@ from diffusion_lm.training.callbacks import progress
 from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"pretrained"
-MINUTES, LENGTH = 12, 128  # of one core for each arm; tokens of a window
+MINUTES, LENGTH = 10, 128  # of one core for each arm; tokens of a window
 PIECES, SIZE, DRAWS = 60, 400, 4
 
 def weights():
