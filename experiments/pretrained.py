@@ -32,7 +32,7 @@ from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"pretrained"
 MINUTES, LENGTH = 10, 128  # of one core for each arm; tokens of a window
-PIECES, SIZE, DRAWS = 60, 400, 4
+PIECES, SIZE, DRAWS = 48, 400, 4
 
 def weights():
     "The file of SmolLM2-135M"
@@ -46,7 +46,7 @@ ALL = {
     "trainer.test_draws": 1, "trainer.test_tokens": 1024, "model.length": LENGTH}
 SCRATCH = {"tokenizer.vocab_size": 4096, "trainer.batch": 16, "model.width": 256, "model.layers": 4, "model.heads": 4,
            "trainer.adamw_lr": 10}
-LOADED = {"trainer.batch": 8, "trainer.optimizer": "adamw", "trainer.lr": 3e-4}
+LOADED = {"trainer.steps": 48, "trainer.batch": 8, "trainer.optimizer": "adamw", "trainer.lr": 3e-4}
 LORA = {"adapter.rank": 16, "trainer.lr": 2e-3}
 SHIFT = {"model.shift": "true"}
 
