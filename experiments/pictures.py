@@ -59,7 +59,7 @@ TEXT_MODEL = {
 SEES = {
     "init": TEXT, "data.condition": "image", "model.condition.picture": SIDE, "model.condition.patch": 8,
     "model.condition.width": 64, "model.condition.heads": 4, "model.condition.layers": 2,
-    "trainer.stage": "condition", "trainer.steps": 4000, "trainer.decay": 0.3}
+    "trainer.stage": "condition", "trainer.steps": 2000, "trainer.decay": 0.5}
 KINDS = {"lora": {"adapter.rank": 8}, "encoder": {}}
 
 def arms():
