@@ -4,40 +4,55 @@
     python experiments/pictures.py train         train those that are missing, one after another, on one core
     python experiments/pictures.py score         describe new pictures → records/pictures/scores.json
 
-First a model learns the language of the captions, from captions alone. Then it is frozen. What learns to see is an
-encoder of patches, its connector and the cross-attention; with `lora`, thin matrices beside the frozen layers learn as
-well. One combination of colour, shape and place in five is never shown, in words or in pictures. A caption is written
-greedily, the surest token first, and it is right only if it is the true one, word for word.
+First a model learns the language of the captions, from texts alone, and an encoder of patches learns to see, from
+pictures in which it names what stands at each place. Then both are put together, and the model of text is frozen. What
+learns is the encoder, its connector and the cross-attention; with `lora`, thin matrices beside the frozen layers learn
+as well. One combination of colour, shape and place in five is never shown, in words or in pictures. A caption is
+written greedily, the surest token first, and it is right only if it is the true one, word for word.
 
-Three seeds: of the weights that learn and of the order of the pictures. The model of text is the same for all.
+Three seeds: of the weights that learn and of the order of the pictures. The model of text and the encoder that it
+begins with are the same for all. In `untaught`, the encoder begins with random weights instead.
 """
 import json
 import sys
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from arms import FIXED, RECORDS, one_core, serve, train_and_record
 from diffusion_lm.cli import parse_train
 from diffusion_lm.core import rng
 from diffusion_lm.files import runs_dir, write_json, write_text
-from diffusion_lm.lm import DiffusionLM
-from diffusion_lm.pictures import read_picture
+from diffusion_lm.lm import DiffusionLM, create_conditional
+from diffusion_lm.models.transformer import ConditionConfig
+from diffusion_lm.pictures import normalised, read_picture
 from diffusion_lm.sampling.sampler import PLAIN, sample
-from diffusion_lm.text.scenes import caption, scene, write_scenes
+from diffusion_lm.text.scenes import COLOURS, PLACES, SHAPES, caption, draw_scene, scene, write_scenes
+from diffusion_lm.training.callbacks import progress
 
 PAGE = RECORDS/"pictures"
 CAPTIONS, PICTURES, TESTED, SEEDS = 21_000, 4000, 400, 3  # more than 20,000 texts: only equal ones share a split
-SIDE, LENGTH, TEXT = 48, 24, "pictures-text"
+SIDE, LENGTH, TEXT, EYES = 48, 24, "pictures-text", "pictures-eyes"
 
 # ---- what is read ----
 
 def data(name): return runs_dir().parent/"data"/"scenes"/name
 
+FACTS = [
+    "red is like blood", "green is like grass", "blue is like the sea", "yellow is like the sun",
+    "purple is like a plum", "black is like the night", "a circle has no corners", "a square has four corners",
+    "a triangle has three corners", "a diamond stands on its corner", "a cross has arms"]
+
+def told(i):
+    "A caption and a fact; who has only read captions has no reason to tell one colour from another"
+    return f"{caption(scene(i, seed=7))}. {FACTS[rng('fact', i).integers(len(FACTS))]}"
+
 def captions():
     "The file of the texts that the model of text reads"
     path = data("captions.jsonl")
-    rows = (json.dumps({"text": caption(scene(i, seed=7))}) for i in range(CAPTIONS))
+    rows = (json.dumps({"text": told(i)}) for i in range(CAPTIONS))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "\n".join(rows) + "\n")
@@ -56,18 +71,19 @@ SHARED = {
 TEXT_MODEL = {
     "tokenizer.kind": "word", "tokenizer.vocab_size": 320, "model.width": 96, "model.heads": 4, "model.layers": 3,
     "model.length": LENGTH, "trainer.steps": 1500}
-SEES = {
-    "init": TEXT, "data.condition": "image", "model.condition.picture": SIDE, "model.condition.patch": 8,
-    "model.condition.width": 64, "model.condition.heads": 4, "model.condition.layers": 2,
-    "trainer.stage": "condition", "trainer.steps": 2000, "trainer.decay": 0.5}
-KINDS = {"lora": {"adapter.rank": 8}, "encoder": {}}
+ENCODER = {"picture": SIDE, "patch": 8, "width": 64, "heads": 4, "layers": 2}
+SEES = {"data.condition": "image", "trainer.stage": "condition", "trainer.steps": 1000, "trainer.decay": 0.5,
+        "trainer.optimizer": "adamw", "trainer.lr": 1e-3} | {f"model.condition.{k}": v for k, v in ENCODER.items()}
+LORA = {"adapter.rank": 8}
+KINDS = {"lora": LORA | {"init": EYES}, "encoder": {"init": EYES}, "untaught": LORA | {"init": TEXT}}
 
 def arms():
     "Seed after seed, so that a night that ends early has compared what it has"
-    return {TEXT: (TEXT_MODEL, None)} | {
+    return {TEXT: (TEXT_MODEL, None), EYES: ({}, None)} | {
         f"pictures-{kind}-s{seed}": (SEES | more, seed) for seed in range(SEEDS) for kind, more in KINDS.items()}
 
 def train_arm(name, options, seed):
+    if name == EYES: return learn_to_see()
     path = captions() if seed is None else table("train", PICTURES, False, 0)
     args = [z for k, v in (FIXED | SHARED | {"data.path": path, "seed": seed or 0} | options).items()
             for z in (f"--{k}", str(v))]
@@ -77,6 +93,60 @@ def train_arm(name, options, seed):
 def hide_paths(config):
     "Of the picture for samples, a record says the name alone"
     write_text(config, config.read_text(encoding="utf-8").replace(f"{data('train')}/", ""))
+
+# ---- an encoder that has learned to see ----
+
+class Naming(nn.Module):
+    "For each place, logits of the colours and of the shapes, or of nothing"
+    def __init__(self, encoder):
+        super().__init__()
+        d = encoder.config.width
+        self.encoder, self.places = encoder, nn.Parameter(torch.randn(len(PLACES), d)/2)
+        self.look = nn.MultiheadAttention(d, 4, batch_first=True)
+        self.colour, self.shape = nn.Linear(d, 1 + len(COLOURS)), nn.Linear(d, 1 + len(SHAPES))
+
+    def forward(self, pixels):
+        states = self.encoder(normalised(pixels))
+        found, _ = self.look(self.places.expand(len(pixels), -1, -1), states, states)
+        return self.colour(found), self.shape(found)
+
+def drawn(numbers, held_out, seed):
+    "Pixels (n,3,s,s) of scenes, and the colour and the shape at each place (n,9), 0 for nothing"
+    pixels, colour, shape = [], *np.zeros((2, len(numbers), len(PLACES)), np.int64)
+    for row, i in enumerate(numbers):
+        things = scene(i, held_out, seed)
+        pixels.append(np.asarray(draw_scene(things, SIDE, f"{seed} {held_out} {i}")).transpose(2, 0, 1))
+        for t in things:
+            at = row, PLACES.index(t.place)
+            colour[at], shape[at] = 1 + [*COLOURS].index(t.colour), 1 + SHAPES.index(t.shape)
+    return torch.from_numpy(np.stack(pixels).astype(np.int16)), torch.from_numpy(colour), torch.from_numpy(shape)
+
+def all_named(names, held_out, n=TESTED):
+    "The share of new scenes in which everything at every place is named right"
+    pixels, colour, shape = drawn(range(n), held_out, 1)
+    with torch.no_grad(): colours, shapes = names(pixels)
+    return float(((colours.argmax(-1) == colour) & (shapes.argmax(-1) == shape)).all(1).float().mean())
+
+def learn_to_see(steps=1500, batch=32, lr=2e-3):
+    "Teach an encoder what stands where, put it beside the model of text, and keep both as a run"
+    torch.manual_seed(0)
+    lm = create_conditional(TEXT, ConditionConfig(**ENCODER).check(), device="cpu")
+    names = Naming(lm.model.encoder)
+    opt = torch.optim.AdamW(names.parameters(), lr, weight_decay=.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps)
+    for step in progress(range(steps), desc="learning to see"):
+        pixels, *true = drawn(range(batch*step, batch*(step + 1)), False, 2)
+        loss = sum(F.cross_entropy(z.flatten(0, 1), y.flatten()) for z, y in zip(names(pixels), true))
+        opt.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(names.parameters(), 1.)
+        opt.step()
+        schedule.step()
+    found = {"steps": steps, "seen": all_named(names, False), "held out": all_named(names, True)}
+    lm.save_pretrained(runs_dir()/EYES)
+    (PAGE/EYES).mkdir(parents=True, exist_ok=True)
+    write_json(PAGE/EYES/"summary.json", found)
+    print(found)
 
 # ---- captions of new pictures ----
 

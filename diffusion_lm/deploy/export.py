@@ -59,7 +59,8 @@ def _told(m, memory, real):
     if memory is None: return None
     keys, values = memory.unflatten(1, (2, -1)).unbind(1)
     mask = real[:, None, None]
-    return [Extra(k, v, look.out.weight, mask) for k, v, look in zip(keys.unbind(1), values.unbind(1), m.looks)]
+    layers = zip(keys.unbind(1), values.unbind(1), m.looks)
+    return [Extra(k, v, look.out.weight, mask, look.query.weight) for k, v, look in layers]
 
 # %% ../../nbs/deploy/90_export.ipynb #6003
 class _Net(nn.Module):

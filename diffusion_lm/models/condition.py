@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'OF_CONDITION', 'TextEncoder', 'encoder_config', 'prime_factors', 'make_stem', 'PatchEncoder',
-           'make_encoder', 'states_of_picture', 'make_connector', 'ConditionalModel', 'Heard', 'Given',
-           'ConditionObjective', 'set_stage', 'completed', 'make_conditional']
+           'make_encoder', 'states_of_picture', 'make_connector', 'CrossAttention', 'ConditionalModel', 'Heard',
+           'Given', 'ConditionObjective', 'set_stage', 'completed', 'make_conditional']
 
 # %% ../../nbs/models/35_condition.ipynb #c003
 import copy
@@ -70,9 +70,9 @@ class PatchEncoder(nn.Module):
         super().__init__()
         c, self.config = config, config
         self.stem, self.light = make_stem(patch, c.width), nn.Linear(2, c.width)
-        self.places = nn.Parameter(torch.randn(c.length, c.width)/2) # about as large as what is seen
+        self.places = nn.Parameter(torch.randn(c.length, c.width)/2) # half as large as what is seen
         self.blocks = nn.ModuleList(TransformerLayer(c.width, c.heads, c.dropout) for _ in range(c.layers))
-        self.norm = make_norm(c.width)
+        self.seen, self.norm = make_norm(c.width), make_norm(c.width)
         for w in (self.light.weight, self.light.bias): nn.init.zeros_(w) # what all patches share would hide them
         for b in self.blocks: # every layer starts as the identity
             for w in (b.attn.out.weight, b.ff.down.weight): nn.init.zeros_(w)
@@ -81,7 +81,7 @@ class PatchEncoder(nn.Module):
         mean, std = (f((1, 2, 3), keepdim=True) for f in (x.mean, x.std))
         patches = self.stem((x - mean)/(std + .01)).flatten(2).mT # (b,n,d)
         light = self.light(torch.cat([mean, std], 1).flatten(1))
-        h = patches + self.places + light[:, None]
+        h = self.seen(patches) + self.places + light[:, None]
         for layer in self.blocks: h, _ = layer(h)
         return self.norm(h)
 
@@ -115,6 +115,16 @@ def make_connector(
     "From what an encoder of pictures sees to what a denoiser can look at"
     return nn.Sequential(nn.Linear(states, width), nn.GELU(), nn.Linear(width, width))
 
+# %% ../../nbs/models/35_condition.ipynb #c034
+class CrossAttention(MemoryAttention):
+    "Keys and values of a condition, queries of its own, and the way back into the stream"
+    def __init__(self, d, heads, states): # as for MemoryAttention
+        super().__init__(d, heads, states)
+        self.query = nn.Linear(d, d, bias=False)
+
+    def forward(self, states, places): # as for MemoryAttention
+        return super().forward(states, places)._replace(query=self.query.weight)
+
 # %% ../../nbs/models/35_condition.ipynb #c009
 class ConditionalModel(BaselineDreamModel):
     "A transformer that is told a condition: by cross-attention, behind closed gates"
@@ -132,7 +142,7 @@ class ConditionalModel(BaselineDreamModel):
             self.room, states = states_of_picture(self.encoder, c.picture)
             self.connector, d = make_connector(states, c.width), c.width
         else: self.room, d = c.condition.room, self.encoder.config.width
-        self.looks = nn.ModuleList(MemoryAttention(c.width, c.heads, d) for _ in range(c.layers))
+        self.looks = nn.ModuleList(CrossAttention(c.width, c.heads, d) for _ in range(c.layers))
         self.looks.apply(self._init)
         for look in self.looks: nn.init.zeros_(look.out.weight) # closed
 

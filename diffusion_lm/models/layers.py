@@ -227,6 +227,7 @@ class Extra(NamedTuple):
     v: torch.Tensor                   # values (b,n,h,head_dim)
     projection: torch.Tensor          # of what is found (d,d)
     mask: torch.Tensor | None = None  # which keys are real, broadcastable to (b,h,l,n)
+    query: torch.Tensor | None = None # weights (d,d) of queries of its own; those of the layer if not given
 
 class Attention(nn.Module):
     "Multi-head attention over the sequence itself or over a memory"
@@ -276,6 +277,14 @@ def _key_table(self: Attention, rot):
     return rot if rot[0].shape[-2] == 1 else [r[..., :self.kv_heads, :] for r in rot]
 
 @patch
+def _find(self: Attention, x, q, rot, extra):
+    "What is found in the keys and values of `extra` (b,l,d)"
+    if extra.query is not None:
+        q = F.linear(x, extra.query).unflatten(-1, (self.heads, -1))
+        if rot is not None: q = rope(q, *rot)
+    return F.linear(attend(q, extra.k, extra.v, extra.mask).flatten(-2), extra.projection)
+
+@patch
 def forward(
     self: Attention,
     x: torch.Tensor, # (b,l,d)
@@ -293,9 +302,7 @@ def forward(
         earlier_k, earlier_v = cache
         k, v = torch.cat([earlier_k, k], 1), torch.cat([earlier_v, v], 1)
     y = self.out(attend(q, k, v, mask, causal).flatten(-2))
-    if extra is not None:
-        found = attend(q, extra.k, extra.v, extra.mask)
-        y = y + F.linear(found.flatten(-2), extra.projection)
+    if extra is not None: y = y + self._find(x, q, rot, extra)
     return y, (k, v)
 
 # %% ../../nbs/models/30_layers.ipynb #0014
