@@ -1,4 +1,4 @@
-"""Does a model find out how long a hole is? Two runs of the same size, with and without open masks.
+"""Does a model find out how long a hole is? Two runs of the same size, with and without open masks, and a better one.
 
     python experiments/holes.py list           the arms, and which of them are there
     python experiments/holes.py train [STEPS]  train those that are missing, one after another, on one core
@@ -14,6 +14,7 @@ left to right; where the length is found by scores, the nats of the length come 
 is no such number, since a text can come about in many ways: its lengths are drawn instead, `DRAWS` for each span.
 """
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from diffusion_lm.text.tokenizer import Hole
 from diffusion_lm.theory.likelihood import path_nats
 
 PAGE = RECORDS/"holes"
-STEPS, SPANS, DRAWS = 4000, 200, 8
+REFERENCE = Path(__file__).parent.parent/"checkpoints"/"sotu-4m"
+STEPS, SPANS, DRAWS = 2000, 200, 8
 LENGTH, SIDE, LONGEST = 128, 40, 12
 PLAIN_RUN = {
     "tokenizer.vocab_size": 2048, "trainer.batch": 16, "model.width": 128, "model.layers": 4, "model.heads": 4,
@@ -120,15 +122,15 @@ def summary(spans, found, way):
     return out
 
 def score(n, steps):
-    "Fill spans with both runs"
+    "Fill spans with both runs, and with the reference model"
     out = {}
-    for name in arms(steps):
+    for name in [*arms(steps), REFERENCE]:
         lm = DiffusionLM.from_run(name, device="cpu")
         spans = [*spans_of(own_text(lm), n)]
         found = [ways(lm.model, i, *s) for i, s in enumerate(spans)]
-        out[name] = {way: summary(spans, found, way) for way in found[0]}
-        for way, r in out[name].items():
-            print(f"{name:16s}{way:10s}", {k: round(v, 3) for k, v in r.items()}, flush=True)
+        out[Path(name).name] = {way: summary(spans, found, way) for way in found[0]}
+        for way, r in out[Path(name).name].items():
+            print(f"{Path(name).name:16s}{way:10s}", {k: round(v, 3) for k, v in r.items()}, flush=True)
     write_json(PAGE/("scores.json" if steps == STEPS else f"scores-{steps}.json"), out)
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ TEXT_MODEL = {
     "tokenizer.kind": "word", "tokenizer.vocab_size": 320, "model.width": 96, "model.heads": 4, "model.layers": 3,
     "model.length": LENGTH, "trainer.steps": 1500}
 ENCODER = {"picture": SIDE, "patch": 8, "width": 64, "heads": 4, "layers": 2}
-SEES = {"data.condition": "image", "trainer.stage": "condition", "trainer.steps": 1000, "trainer.decay": 0.5,
+SEES = {"data.condition": "image", "trainer.stage": "condition", "trainer.steps": 4000, "trainer.decay": 0.5,
         "trainer.optimizer": "adamw", "trainer.lr": 1e-3} | {f"model.condition.{k}": v for k, v in ENCODER.items()}
 LORA = {"adapter.rank": 8}
 KINDS = {"lora": LORA | {"init": EYES}, "encoder": {"init": EYES}, "untaught": LORA | {"init": TEXT}}
