@@ -32,7 +32,7 @@ from diffusion_lm.training.run import train
 
 PAGE = RECORDS/"pretrained"
 MINUTES, LENGTH = 10, 128  # of one core for each arm; tokens of a window
-PIECES, SIZE, DRAWS = 48, 400, 4
+PIECES, SIZE, DRAWS = 48, 400, 2
 
 def weights():
     "The file of SmolLM2-135M"
