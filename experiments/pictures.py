@@ -175,7 +175,7 @@ def interval(right, draws=2000):
 
 def figure(right):
     low, high = interval(right)
-    return {"value": right.mean(), "low": low, "high": high, "seeds": len(right), "scenes": right.shape[1],
+    return {"value": float(right.mean()), "low": low, "high": high, "seeds": len(right), "scenes": right.shape[1],
             "by_seed": right.mean(1).tolist()}
 
 @torch.no_grad()
@@ -184,6 +184,7 @@ def score():
     out = {"captions": {k: words for k, (_, words) in sets.items()}, "exact_match": {}, "wrote": {}}
     for kind in KINDS:
         names = [n for n in arms() if n.startswith(f"pictures-{kind}-") and (PAGE/n/"summary.json").exists()]
+        if not names: continue
         lms = [DiffusionLM.from_run(n, device="cpu") for n in names]
         for what, (pixels, truth) in sets.items():
             for shown, x in ((what, pixels), (f"{what}, no picture", torch.full_like(pixels, -1))):
