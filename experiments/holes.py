@@ -124,13 +124,13 @@ def summary(spans, found, way):
 def score(n, steps):
     "Fill spans with both runs, and with the reference model"
     out = {}
-    for name in [*arms(steps), REFERENCE]:
-        lm = DiffusionLM.from_run(name, device="cpu")
+    for run in [*arms(steps), REFERENCE]:
+        name, lm = Path(run).name, DiffusionLM.from_run(run, device="cpu")
         spans = [*spans_of(own_text(lm), n)]
         found = [ways(lm.model, i, *s) for i, s in enumerate(spans)]
-        out[Path(name).name] = {way: summary(spans, found, way) for way in found[0]}
-        for way, r in out[Path(name).name].items():
-            print(f"{Path(name).name:16s}{way:10s}", {k: round(v, 3) for k, v in r.items()}, flush=True)
+        out[name] = {way: summary(spans, found, way) for way in found[0]}
+        for way, r in out[name].items():
+            print(f"{name:16s}{way:10s}", {k: round(v, 3) for k, v in r.items()}, flush=True)
     write_json(PAGE/("scores.json" if steps == STEPS else f"scores-{steps}.json"), out)
 
 if __name__ == "__main__":
