@@ -342,7 +342,9 @@ def _move_in(tmp, folder, index):
     _check_free(folder, new - old)
     for f in tmp.iterdir(): _fsync(f)
     unfinished = {"unfinished": True, "digests": dict.fromkeys(sorted(old | new))}
-    write_json(folder/index, {**read_json(tmp/index), **unfinished})
+    begun = tmp/f"begun-{index}" # in `tmp`, which the next call clears if this one is killed
+    write_json(begun, {**read_json(tmp/index), **unfinished})
+    _replace(begun, folder/index)
     remove_files(folder, old - new)
     for n in sorted(new): _replace(tmp/n, folder/n)
     _fsync(folder)

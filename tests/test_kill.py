@@ -13,7 +13,7 @@ import time
 import pytest
 
 from conftest import posix, same_run, tree
-from diffusion_lm import cli
+from diffusion_lm import cli, files
 from diffusion_lm.core import rng
 from diffusion_lm.deploy.chat import load_talk
 from diffusion_lm.files import damage, digest
@@ -143,6 +143,30 @@ def test_export(trained, tmp_path, monkeypatch, kills):
         assert not json.loads((out/"export.json").read_text()).get("unfinished")
         fresh = k.left % 3 == 0
         if fresh: shutil.rmtree(out) # also where there was none
+
+def refill(out, die_at):
+    "`refill_folder` in a copy of this process, which dies as it is about to sync for the `die_at`-th time: its status"
+    pid, seen = os.fork(), [0]
+    if pid: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    sync = files._fsync
+    def dying(path):
+        seen[0] += 1
+        if seen[0] == die_at: os._exit(9)
+        sync(path)
+    files._fsync = dying
+    def fill(folder):
+        (folder/"graph").write_text("a graph")
+        files.write_json(folder/"index.json", {"digests": {"graph": digest(folder/"graph")}})
+    try: files.refill_folder(out, fill, "index.json")
+    finally: os._exit(0)
+
+def test_refilled_folder_keeps_nothing_of_a_killed_call(tmp_path):
+    status, die_at = 9, 0
+    while status:
+        status, die_at = refill(tmp_path/"out", die_at + 1), die_at + 1
+        assert refill(tmp_path/"out", None) == 0
+        assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["graph", "index.json"]
+    assert die_at > 5
 
 @pytest.mark.parametrize("kills", KILLS)
 def test_chat(trained, kills):
