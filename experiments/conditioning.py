@@ -62,10 +62,11 @@ PLAIN = {
 BASE = "condition-base"
 ENCODER = {
     "model.length": TEXT, "model.condition.like_decoder": "true", "model.condition.length": ROOM}
-KINDS = {  # name → steps, options
-    "encoder": (1000, ENCODER | {"trainer.stage": "condition", "init": BASE}),
-    "all": (400, ENCODER | {"trainer.stage": "all", "trainer.lr": 1e-3, "trainer.adamw_lr": 3}),
-    "context": (1000, {"model.length": TEXT + ROOM, "init": BASE})}
+GENTLE = {"trainer.lr": 1e-3, "trainer.adamw_lr": 1}  # the base's own rates undo what it has learned
+KINDS = {  # name → steps, options; of each, the best of a few rates after 250 steps
+    "encoder": (1000, ENCODER | {"trainer.stage": "condition", "trainer.adamw_lr": 1, "init": BASE}),
+    "all": (400, ENCODER | {"trainer.stage": "all"} | GENTLE),
+    "context": (1000, {"model.length": TEXT + ROOM, "init": BASE} | GENTLE)}
 
 def name_of(kind, seed): return f"condition-{kind}-s{seed}"
 
