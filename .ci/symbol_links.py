@@ -15,10 +15,17 @@ from nbdev.process import Processor
 def page_name(path): return _nbpath2html(PurePosixPath(path)).as_posix()
 
 
+def notebooks_of(contents):
+    "The notebooks of a part of the sidebar, in its order."
+    for item in contents:
+        if isinstance(item, str): yield item
+        else: yield from notebooks_of(item["contents"])
+
+
 def sidebar(config):
     "The pages that the sidebar names, in its order."
-    sections = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    return [page_name(path) for section in sections for path in section["contents"]]
+    contents = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    return [page_name(path) for path in notebooks_of(contents)]
 
 
 def choose(modules, pages, site):

@@ -1,8 +1,9 @@
-"""What results pages share: where the records are, a relative change with its interval, and pictures."""
-import io
+"""What results pages share: where the records are, a relative change with its interval, the box with the answer, and
+tables that are folded."""
+from html import escape
 from pathlib import Path
 
-from IPython.display import Image
+from IPython.display import HTML, Markdown
 
 from diffusion_lm.evaluation.metrics import estimate_ratio
 from diffusion_lm.files import read_json, read_jsonl
@@ -32,8 +33,10 @@ def verdict(low, high, goal):
     if low >= goal: return "met"
     return "missed" if high < goal else "open"
 
-def picture(fig):
-    "A figure as a picture that a cell can show by itself"
-    png = io.BytesIO()
-    fig.savefig(png, dpi=100, format="png")
-    return Image(png.getvalue())
+def answer(text):
+    "What a page has found, in a box: Markdown"
+    return Markdown(f'<div class="answer">\n\n{text.strip()}\n\n</div>')
+
+def folded(frame, title):
+    "A table that opens when its title is clicked: a pandas DataFrame (a name of its index becomes a header row)"
+    return HTML(f"<details><summary>{escape(title)}</summary>{frame.to_html(border=0)}</details>")
