@@ -25,8 +25,10 @@ def visible(cell):
     if any(d in DROPPED or d.split()[0] in DROPPED for d in found): return False
     cell.source = "" if "echo: false" in found else DIRECTIVE.sub("", cell.source)
     if "output: false" in found: cell.outputs = []
-    # A picture in an output would be a stray file next to README.md: README shows those in nbs/images only.
-    cell.outputs = [o for o in cell.outputs if not any(k.startswith("image/") for k in o.get("data", {}))]
+    # A picture in an output would be a stray file next to README.md, which shows those in nbs/images only; and a page
+    # within the page is nothing for it.
+    def drawn(output): return any(k.startswith(("image/", "text/html")) for k in output.get("data", {}))
+    cell.outputs = [o for o in cell.outputs if not drawn(o)]
     return bool(cell.source.strip() or cell.outputs)
 
 
@@ -44,7 +46,7 @@ def render():
     nb.cells.insert(1, nbformat.v4.new_markdown_cell(NOTE))
     config = Config({"NbConvertBase": {"display_data_priority": ["text/markdown", "text/plain"]}})
     text, _ = MarkdownExporter(config=config).from_notebook_node(nb)
-    text = re.sub(r"(\]\()([^)#:\s]+)", from_root, text)
+    text = re.sub(r"(\]\(|<img src=\")([^)\"#:\s]+)", from_root, text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -43,7 +43,7 @@ from .models.pretrained import pretrained_run
 from .models.transformer import ConditionConfig, ModelConfig, n_params
 from .pictures import read_picture
 from .sampling.lengths import REACH, Parts, best_of, length_scores, parts_of, write_open
-from .sampling.player import denoising_page, denoising_player, trace
+from .sampling.player import denoising_frame, denoising_page, denoising_player, trace
 from .sampling.sampler import PLAIN, Frame, SampleOptions, denoise, sample
 from .terminal import note
 from .text.tokenizer import Tokenizer, read_holes, with_lengths
@@ -665,7 +665,7 @@ def _steps(self:DiffusionLM, x, when, p, given, options):
 @patch
 def watch(
     self:DiffusionLM,
-    path,                   # where to write the page
+    path=None,              # where to write the page; None shows it as the output of a cell
     prompts=("",),          # a text to continue, or several
     templates=(),           # a template to fill, or several
     title: str | None = None,
@@ -673,9 +673,10 @@ def watch(
     options: SampleOptions = PLAIN,
     **changes,              # as for `generate`
 ):
-    "Write a page in which the denoising of `prompts` and `templates` can be stepped through"
+    "A page in which the denoising of `prompts` and `templates` can be stepped through"
     samples = [*self._watched(prompts, templates, options, **changes)]
-    denoising_page(path, samples, title or self.name, subtitle or repr(self))
+    about = samples, title or self.name, subtitle or repr(self)
+    return denoising_frame(*about) if path is None else denoising_page(path, *about)
 
 @patch
 def play(
