@@ -27,7 +27,7 @@ test test-all coverage: export HF_DATASETS_OFFLINE = 1
 
 test: .venv/.installed-dev ## Check exports and style, test notebooks, run pytest, check the site
 	$(call step,exported modules and README match the notebooks,$(BIN)/python .ci/check_export.py)
-	$(call step,style,$(BIN)/ruff check . && $(BIN)/python .ci/check_spelling.py)
+	$(call step,style,$(BIN)/ruff check . && $(BIN)/python .ci/check_spelling.py && $(BIN)/python .ci/check_signatures.py)
 	$(call step,notebooks,OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2)
 	$(call step,pytest,$(BIN)/python -m pytest -n 2 --dist loadfile)
 	$(call step,site,$(BIN)/python .ci/check_site.py)

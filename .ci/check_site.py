@@ -23,6 +23,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import _nbpath2html, nbglob
 from nbdev.serve import proc_nbs
 
+import check_width
 import llms
 import quarto_rules
 from check_export import ROOT, listed_files
@@ -215,6 +216,7 @@ class Page(HTMLParser):
         self.headings, self.links, self.images = [], [], []
         self.open, self.tags = [], []
         self.text, self.code = "", ""  # text is what stands outside code
+        self.titles = 0  # headings of the first level, besides the title, which Quarto writes
         self.feed(html)
         self.open += [t for t, _ in self.tags if t not in self.OPTIONAL]
 
@@ -228,6 +230,7 @@ class Page(HTMLParser):
         if tag == "img" and not any("output" in c for _, c in self.tags):
             self.images.append((a.get("src", ""), a.get("alt", "")))
         if re.fullmatch("h[1-6]", tag): self.headings.append(["", of_cell])
+        self.titles += tag == "h1"
         self.cites |= {*a.get("data-cites", "").split()}
         if tag not in self.VOID: self.tags.append((tag, a.get("class", "").split()))
 
@@ -265,6 +268,7 @@ def check_page(page):
     for name, n in page.ids.items():
         if n > 1: yield f"the anchor #{name} is there {n} times"
     for tag in page.open: yield f"<{tag}> has no partner"
+    if page.titles: yield "has a heading of the first level below its title: begin it with ##"
     for key in sorted(page.cites):
         yield f"@{key} is read as a citation or a reference, which this site does not have: put it in backticks"
     for what in sorted({*re.findall(r"\[\^[^\]\s]+\]|^:::+.*$|\]\([^)\s]+\)", page.text, re.M)}):
@@ -295,7 +299,7 @@ def as_markdown(nb):
         opts = quarto_rules.options(c)
         yield f"::::::::::{{#{c['id']} .cell}}" if c.get("id") else "::::::::::{.cell}"
         if opts.get("echo") is not False: yield fence("\n".join(quarto_rules.partition(source(c))[1]), "python")
-        for o in c.get("outputs", []): yield f"::::::::{{.output}}\n{shown(o)}\n::::::::"
+        for o in c.get("outputs", []): yield f"::::::::{{.output .cell-output}}\n{shown(o)}\n::::::::"
         yield "::::::::::"
 
 
@@ -347,6 +351,8 @@ def check_pages(nbs):
         if complaint: yield f"nbs/{p}", f"pandoc: {complaint}"
         pages[p] = Page(html)
     for p in pages: yield from ((f"nbs/{p}", what) for what in (*check_page(pages[p]), *check_links(p, pages)))
+    bodies = {p: html for p, (html, _) in zip(nbs, rendered, strict=True)}
+    yield from ((f"nbs/{p}", what) for p, what in check_width.problems(bodies))
 
 
 def check_file(path):
@@ -380,6 +386,7 @@ def main():
     nbs = notebooks()
     found = [*problems(nbs)]
     for file, what in found: print(f"{file}: {what}")
+    print("widths on a phone: " + ("checked" if check_width.browser() else "not checked, there is no Chromium"))
     print(f"site check: {len(nbs)} pages, {len(found)} problems")
     return bool(found)
 

@@ -426,7 +426,11 @@ def _race(runners, rounds, device, sizes, say):
     return peaks
 
 # %% ../nbs/95_bench.ipynb #a507
-def bench_train(*args, say=lambda s: None, **options) -> dict: # as for TrainBench; say is told how far it is
+def bench_train(
+    *args,              # options of TrainBench, in its order
+    say=lambda s: None, # is told how far it is
+    **options,          # the same by name
+) -> dict:
     "Measure training steps side by side; a dict that fits into JSON"
     o = TrainBench(*args, **options)
     c, device = (o.config or ModelConfig("small")).resolve(), pick_device(o.device)
@@ -448,7 +452,9 @@ def bench_train(*args, say=lambda s: None, **options) -> dict: # as for TrainBen
             "process_peak_memory": peak_memory(device), "notes": notes}
 
 # %% ../nbs/95_bench.ipynb #0022
-def bench_table(r: dict) -> list: # what bench_train returns
+def bench_table(
+    r: dict, # what bench_train returns
+) -> list:
     "The contestants as lines of Markdown"
     lines = ["| training step | dtype | optimizer | ms | CPU ms | tokens/s | GFLOP/s | MFU | memory, MB "
              "| speed, ours = 1 |", "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"]
@@ -461,7 +467,9 @@ def bench_table(r: dict) -> list: # what bench_train returns
     return lines
 
 # %% ../nbs/95_bench.ipynb #5018
-def verdicts(r: dict) -> list: # what bench_train returns
+def verdicts(
+    r: dict, # what bench_train returns
+) -> list:
     "A line for each target that was measured"
     what = {"mfu": "MFU {value:.2f} of the measured peak in {dtype}",
             "speedup": "{value:.2f}× the tokens/s of x-transformers in {peer_dtype}"}
@@ -541,7 +549,9 @@ def overhead(
             "tokens_per_second": tokens/watch.wall, "parts": watch.parts(), "load": _load()}
 
 # %% ../nbs/95_bench.ipynb #a509
-def overhead_table(r: dict) -> list: # what overhead returns
+def overhead_table(
+    r: dict, # what overhead returns
+) -> list:
     "The parts as lines of Markdown"
     def show(v, f): return "–" if v is None else format(v, f)
     lines = ["| part | calls | seconds | longest call | share |", "|---|---:|---:|---:|---:|"]
@@ -592,7 +602,9 @@ def bench_memory(
             "width": c.width, "layers": c.layers, "length": c.length, "rows": rows, "load": _load()}
 
 # %% ../nbs/95_bench.ipynb #a511
-def memory_table(r: dict) -> list: # what bench_memory returns
+def memory_table(
+    r: dict, # what bench_memory returns
+) -> list:
     "Its rows as lines of Markdown"
     lines = ["| step | seconds | × plain | memory beyond model and optimizer | × plain |", "|---|---:|---:|---:|---:|"]
     for p in r["rows"]:

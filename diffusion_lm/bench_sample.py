@@ -227,7 +227,11 @@ def _targets(rows, blocks):
     return out
 
 # %% ../nbs/96_bench_sample.ipynb #7010
-def bench_sample(*args, say=lambda s: None, **options) -> dict: # as for SampleBench; say is told how far it is
+def bench_sample(
+    *args,              # options of SampleBench, in its order
+    say=lambda s: None, # is told how far it is
+    **options,          # the same by name
+) -> dict:
     "Measure how fast text is written; a dict that fits into JSON"
     o = SampleBench(*args, **options)
     config, device = o.config or ModelConfig("tiny"), pick_device(o.device)
@@ -270,7 +274,9 @@ def bench_drift(
             "length": lm.length, "rows": rows}
 
 # %% ../nbs/96_bench_sample.ipynb #0012
-def sample_table(rows: list) -> list: # of bench_sample
+def sample_table(
+    rows: list, # of bench_sample
+) -> list:
     "The rows as lines of Markdown"
     lines = ["| writer | batch | length | steps | evaluations | seconds | tokens/s | time, first = 1 | memory |",
              "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
@@ -283,7 +289,9 @@ def sample_table(rows: list) -> list: # of bench_sample
     return lines
 
 # %% ../nbs/96_bench_sample.ipynb #a603
-def drift_table(d: dict) -> list: # what bench_drift returns
+def drift_table(
+    d: dict, # what bench_drift returns
+) -> list:
     "The rows as lines of Markdown"
     lines = ["| block | cache | KL, nats | first guess changed | largest difference, nats |",
              "|---:|---|---:|---:|---:|"]
@@ -299,7 +307,9 @@ _VERDICTS = {
     "block_cache": "{value:.2f}× the speed of masked diffusion in blocks without a cache, by a block-diffusion model "
                    "with its own ({same_model:.2f}× that of the same model without it)"}
 
-def sample_verdicts(r: dict) -> list: # what bench_sample returns
+def sample_verdicts(
+    r: dict, # what bench_sample returns
+) -> list:
     "A line for each target that was measured"
     lines = []
     for k, v in _targets(r["rows"], r["blocks"]).items():

@@ -174,7 +174,7 @@ class DemoCommand(TrainCommand):
 
 # %% ../nbs/99_cli.ipynb #0046
 def parse_train(
-    args: list[str], # of `dlm train`
+    args: list[str], # of dlm train
 ) -> tuple:
     "The `RunConfig` of a training, and the `TrainCommand` with the other options"
     command = TrainCommand.parse(args)

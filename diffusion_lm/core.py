@@ -213,7 +213,7 @@ def _wait_for(device):
 
 def clock(
     f:Callable,
-    device:torch.device, # where `f` works
+    device:torch.device, # where f works
     n:int=1,             # how many calls to measure together
 ) -> Seconds:
     "Seconds of one call of `f`, the mean of `n`"

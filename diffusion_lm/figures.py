@@ -21,7 +21,7 @@ DASHES = "-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))
 def cue(
     i: int, # number of what is drawn, in a figure
     line: bool = False, # with a dash?
-) -> dict: # for `ax.plot`, `ax.errorbar`, …
+) -> dict: # for ax.plot, ax.errorbar, …
     "The colour, the marker and perhaps the dash of number `i`"
     out = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]}
     return out | {"linestyle": DASHES[i % 7]} if line else out
@@ -67,7 +67,7 @@ def new_figure(
     height: float = 3.6,
     rows: int = 1,
     columns: int = 1,
-    **kw, # for `Figure.subplots`
+    **kw, # for Figure.subplots
 ) -> tuple[Any, Any]: # a matplotlib Figure, and its axes
     "A figure in the theme, which no global list keeps"
     import matplotlib as mpl
@@ -96,7 +96,7 @@ def _ends(e):
 def forest(
     ax: Any,                  # matplotlib Axes
     names: Sequence[str],     # of the rows, the first on top
-    estimates: Sequence[Any], # with value, low and high: `Estimate`s or their records
+    estimates: Sequence[Any], # with value, low and high: Estimates or their records
     no_effect: float | None = None, # where a line is drawn
     kind: Sequence[int] | None = None, # number of the cue of each row
     digits: int = 2,
@@ -137,7 +137,7 @@ def spread(
 
 # %% ../nbs/06_figures.ipynb #fg24
 def name_lines(
-    ax: Any, # matplotlib Axes, with lines that have a `label`
+    ax: Any, # matplotlib Axes, with lines that have a label
     size: float = 9.5,
 ) -> None:
     "Write the label of each line at its right end, in its colour, and leave the legend out"
@@ -146,7 +146,7 @@ def name_lines(
     points = [ax.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines]
     height = 1.35*size*ax.figure.dpi/72 # of a line of text, in the figure's dots
     wanted = [y for _, y in points]
-    for line, (x, y), to in zip(lines, points, spread(wanted, height), strict=True):
+    for line, (_, y), to in zip(lines, points, spread(wanted, height), strict=True):
         ax.annotate(
             line.get_label(), (line.get_xdata()[-1], line.get_ydata()[-1]), (7, (to - y)*72/ax.figure.dpi),
             textcoords="offset points", va="center", fontsize=size, color=line.get_color(), annotation_clip=False)

@@ -101,7 +101,7 @@ def _plain(o):
 
 def to_json(
     obj:Any,
-    **kw, # for `json.dumps`, such as indent
+    **kw, # for json.dumps, such as indent
 ) -> str:
     "JSON without NaN or infinity: they become null"
     return json.dumps(_plain(obj), ensure_ascii=False, **kw)

@@ -113,7 +113,7 @@ def _model_section(path):
 def from_run(
     cls:DiffusionLM,
     run,                  # a run's name, its folder, or its weights file
-    out=None,             # folder of runs; `checkpoints/` if not given
+    out=None,             # folder of runs; checkpoints/ if not given
     device: str = "auto",
     encoder=None,         # of pictures, where a run was trained with one that was handed in
 ):
@@ -427,7 +427,7 @@ def holes(self:DiffusionLM, template: str) -> Parts:
 @patch
 def lengths(
     self:DiffusionLM,
-    template: str,      # text with `[MASK:low-high]` or `[MASK:?]`
+    template: str,      # text with [MASK:low-high] or [MASK:?]
     reach: int = REACH, # tokens behind the last hole that are scored
 ) -> list:
     "A `LengthScore` for each combination of lengths: how probable the text behind the hole is"
@@ -502,11 +502,11 @@ def _fill_open(self:DiffusionLM, parts, n, avoid, options, changes, batch=16):
 @patch
 def fill(
     self:DiffusionLM,
-    template: str,                   # text with `[MASK]`, `[MASK:n]`, `[MASK:low-high]` or `[MASK:?]`
+    template: str,                   # text with [MASK], [MASK:n], [MASK:low-high] or [MASK:?]
     n: int = 1,                      # how many samples
     avoid: str | Sequence[str] = (), # a word that must not come up, or several
     options: SampleOptions = PLAIN,  # how to write
-    **changes,                       # as for `generate`
+    **changes,                       # as for generate
 ) -> list[Filled]:
     "Filled templates, with the lengths that the model has found"
     if n < 1: raise UserError(f"n must be at least 1, got {n}")
@@ -518,11 +518,11 @@ def fill(
 @patch
 def infill(
     self:DiffusionLM,
-    template: str,                   # text with `[MASK]`, `[MASK:n]`, `[MASK:low-high]` or `[MASK:?]`
+    template: str,                   # text with [MASK], [MASK:n], [MASK:low-high] or [MASK:?]
     n: int = 1,                      # how many samples
     avoid: str | Sequence[str] = (), # a word that must not come up, or several
     options: SampleOptions = PLAIN,  # how to write
-    **changes,                       # as for `generate`
+    **changes,                       # as for generate
 ) -> list[str]:
     "Texts in which the holes of `template` are filled"
     return [f.text for f in self.fill(template, n, avoid, options, **changes)]
@@ -551,7 +551,7 @@ def stream(
     length: int | None = None,      # tokens in all, prompt included
     row: int = 0,                   # number of the sample
     options: SampleOptions = PLAIN, # how to write
-    **changes,                      # as for `generate`
+    **changes,                      # as for generate
 ) -> Iterator[tuple[str, Frame]]:
     "Yield (text, `Frame`) after every step; what is masked shows as ░"
     if template is None: ids, size, opens = self.template(prompt, length), None, None
@@ -600,7 +600,12 @@ def score(
     return evaluate(self.model, self.tokenizer, ids, [0, len(ids)], draws=draws, seed=seed, dtype=self.dtype)
 
 @patch
-def bits_per_byte(self:DiffusionLM, text: str, draws: int = 8, seed: int = 0) -> Estimate: # as for `score`
+def bits_per_byte(
+    self:DiffusionLM,
+    text: str,
+    draws: int = 8, # masks drawn for each window
+    seed: int = 0,
+) -> Estimate:
     "Bits per byte of `text`"
     return Estimate(**self.score(text, draws, seed)["bits_per_byte"])
 
@@ -671,7 +676,7 @@ def watch(
     title: str | None = None,
     subtitle: str = "",
     options: SampleOptions = PLAIN,
-    **changes,              # as for `generate`
+    **changes,              # as for generate
 ):
     "A page in which the denoising of `prompts` and `templates` can be stepped through"
     samples = [*self._watched(prompts, templates, options, **changes)]
@@ -684,7 +689,7 @@ def play(
     prompt: str = "",            # a text to continue
     template: str | None = None, # or a template to fill
     options: SampleOptions = PLAIN,
-    **changes,                   # as for `generate`
+    **changes,                   # as for generate
 ):
     "A widget, for a notebook, in which the denoising can be played, stopped and stepped through"
     if template is None: return denoising_player(next(self._watched([prompt], (), options, **changes)))
@@ -696,7 +701,7 @@ def play(
 def adapt(
     self:DiffusionLM,
     adapters: dict | str | Sequence[str], # {"A": 1., "B": .5}, "A:0.5", or ["A", "B:0.5"]: runs or files
-    out=None,                             # folder of runs; `checkpoints/` if not given
+    out=None,                             # folder of runs; checkpoints/ if not given
     merge: bool = False,                  # add them to the weights, instead of running beside them
 ) -> DiffusionLM:
     "The same model with adapters, each times its weight; raises `UserError` for one of another base or tokenizer"

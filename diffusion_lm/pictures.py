@@ -90,7 +90,9 @@ def pixels_of(
 # %% ../nbs/05_pictures.ipynb #p018
 NO_PICTURE = -1 # in place of all bytes of a picture that is not there
 
-def normalised(pixels: torch.Tensor) -> torch.Tensor: # any shape, 0 to 255
+def normalised(
+    pixels: torch.Tensor, # any shape, 0 to 255
+) -> torch.Tensor:
     "Numbers from -1 to 1, float32"
     return pixels.float()/127.5 - 1
 

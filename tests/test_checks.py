@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/".ci"))
 
+import check_signatures as signatures  # noqa: E402
 import check_spelling as spelling  # noqa: E402
 import check_storeys as storeys  # noqa: E402
 import symbol_links  # noqa: E402
@@ -131,6 +132,56 @@ def test_a_module_without_a_notebook(tmp_path):
 def test_export_check_asks_for_storeys():
     "`make test` reaches the check through check_export.py."
     assert "check_storeys.problems()" in (ROOT/".ci/check_export.py").read_text()
+
+
+def exported(source): return code(f"#| export\n{source}")
+
+
+TWO, ONE = "stands on 2 parameters: one parameter a line", "stands on a and on what follows it: one parameter a line"
+SIGNATURES = {  # cells, and what is said of the functions in them
+    "two in a line": ([exported("def f(a, b): # sizes\n    pass")], [f'f: the comment "sizes" {TWO}']),
+    "two in one line of several": (
+        [exported("async def f(\n    a, # first\n    *b, c=1, # others\n    **d,\n): pass")],
+        [f'f: the comment "others" {TWO}']),
+    "the comment of a parameter on what is returned": (
+        [exported("def f(a) -> int: # a size\n    return a")], [f'f: the comment "a size" {ONE}']),
+    "a comment on the body": ([exported("def f(a): return 2*a # twice")], [f'f: the comment "twice" {ONE}']),
+    "methods": (
+        [exported("class A:\n    def __init__(self, a, b): # as for B\n        pass\n"
+                  "    def f(self, a, b): # too\n        pass")],
+        [f'A.__init__: the comment "as for B" {TWO}', f'A.f: the comment "too" {TWO}']),
+    "not in __all__": ([code("#| exporti\ndef f(a, b): # sizes\n    pass")], [f'f: the comment "sizes" {TWO}']),
+    "backticks": (
+        [exported("def f(\n    a, # as for `g`\n    **kw, # for `h`\n) -> int: # of `b`\n    pass")],
+        [f"f: backticks in the comment of {name} become raw Markdown" for name in ("a", "kw", "what it returns")]),
+    "both": (
+        [exported("def f(a) -> int: # as for `g`\n    pass")],
+        [f'f: the comment "as for `g`" {ONE}', "f: backticks in the comment of a become raw Markdown"]),
+    "what is fine": ([
+        exported("def f(\n    self:A, a, # a size\n    b, c, *, d=1,\n) -> int: # another\n    return a # `b`"),
+        exported("def f(cls, a): # a size\n    pass\ndef g(a, b): pass\ndef h() -> int: # a size\n    pass"),
+        exported("def _f(a, b): # sizes\n    pass\nclass _A:\n    def f(self, a, b): # sizes\n        pass"),
+        exported("class A:\n    a: int # `b`\n    def __call__(self, a, b): # sizes\n        pass"),
+        exported("def f(a):\n    def g(b, c): # sizes\n        pass"),
+        code("def f(a, b): # sizes\n    pass"), md("def f(a, b): # sizes")], []),
+}
+
+
+@pytest.mark.parametrize("cells,what", SIGNATURES.values(), ids=SIGNATURES)
+def test_comments_of_parameters(tmp_path, cells, what):
+    (tmp_path/"nbs/text").mkdir(parents=True)
+    (tmp_path/"nbs/text/10_a.ipynb").write_text(notebook(*cells))
+    assert [*signatures.problems(tmp_path)] == [f"nbs/text/10_a.ipynb: {line}" for line in what]
+
+
+def test_hidden_notebooks_have_no_signatures(tmp_path):
+    (tmp_path/"nbs/.ipynb_checkpoints").mkdir(parents=True)
+    (tmp_path/"nbs/.ipynb_checkpoints/a.ipynb").write_text(notebook(exported("def f(a, b): # sizes\n    pass")))
+    assert [*signatures.problems(tmp_path)] == []
+
+
+def test_style_asks_for_signatures():
+    assert "check_spelling.py && $(BIN)/python .ci/check_signatures.py" in (ROOT/"Makefile").read_text()
 
 
 MISSPELT = "rec" + "ieve"  # so that this file passes the check

@@ -2,12 +2,16 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from diffusion_lm.figures import contrast
 
 ROOT = Path(__file__).resolve().parent.parent
 CI = ROOT/".ci"
@@ -21,6 +25,7 @@ def load(name):
 
 # In this order, because later ones import earlier ones.
 llms, check_export, rules = load("llms"), load("check_export"), load("quarto_rules")
+width, own_symbols = load("check_width"), load("own_symbols")
 site = load("check_site")
 
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}, "metadata": {}}
@@ -195,7 +200,7 @@ def small_site(tmp_path, monkeypatch):
     (tmp_path/"nbs").mkdir()
     (tmp_path/"_quarto.yml").write_text("website: {sidebar: {contents: [{section: One, contents: [00_a.ipynb]}]}}")
     (tmp_path/"nbs/_quarto.yml").symlink_to("../_quarto.yml")
-    (tmp_path/"nbs/00_a.ipynb").write_text(json.dumps({"cells": [TITLE, md("Text")]}))
+    (tmp_path/"nbs/00_a.ipynb").write_text(json.dumps({"cells": [md("Text")]}))
     monkeypatch.setattr(site, "ROOT", tmp_path)
     monkeypatch.setattr(site, "NBS", tmp_path/"nbs")
     monkeypatch.setattr(site, "proc_nbs", lambda **kw: tmp_path/"nbs")
@@ -276,3 +281,85 @@ def test_nbdev_sees_a_new_readme(tmp_path):
     "README.md is newer than any notebook while nbdev runs, so nbdev leaves it alone"
     run, _ = docs(tmp_path, "touch -d 2020-01-01 old; [ README.md -nt old ]")
     assert run.returncode == 0, run.stderr
+
+WIDE = "<p>fine</p><div style='width:600px'>a fixed width</div>"
+CUT = "<pre style='overflow:hidden;white-space:pre'>" + "a long line that nobody sees the end of "*4 + "</pre>"
+CELLS = "<td>a long cell, and another</td>"*9
+SCROLLS = f"<div class='cell-output'><table class='dataframe'><tr>{CELLS}</tr></table></div>"
+
+@pytest.mark.skipif(not width.browser(), reason="there is no Chromium")
+def test_pages_on_a_phone():
+    found = width.too_wide({"wide": WIDE, "cut": CUT, "scrolls": SCROLLS, "both": SCROLLS + WIDE,
+                            "fine": "<p>" + "a word "*200 + "</p>"})
+    assert [(kind, text) for kind, _, text in found["wide"]] == [("wide", "div a fixed width")]
+    assert [kind for kind, *_ in found["cut"]] == ["cut"]
+    assert found["both"] == found["wide"] and found["scrolls"] == found["fine"] == []
+    assert [*width.problems({"a": WIDE})] == [
+        ("a", "wider than a phone (617 of 390 pixels): div a fixed width")]
+
+def test_without_a_browser(monkeypatch):
+    monkeypatch.setattr(width, "browser", lambda: None)
+    assert [*width.problems({"a": WIDE})] == []
+
+def test_one_title():
+    assert [*site.check_page(site.Page("<h1>Another</h1>"))] == [
+        "has a heading of the first level below its title: begin it with ##"]
+    assert [*site.check_page(site.Page("<h2>A part</h2>"))] == []
+
+def test_colours_of_the_site():
+    "Each ink on each of its papers, in the light and in the dark"
+    css = (ROOT/"nbs/styles.css").read_text(encoding="utf-8")
+    modes = re.findall(r"^(:root|body\.quarto-dark) \{(.*?)\}", css, re.M | re.S)
+    assert [name for name, _ in modes] == [":root", "body.quarto-dark"]
+    for _, rules in modes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w+)", rules))
+        inks = {k: ["code-paper"] for k in colours if k.startswith("code-") and k != "code-paper"}
+        inks |= {"ink": ["paper", "box"], "quiet": ["paper", "box"], "link": ["paper", "box", "code-paper"]}
+        for ink, papers in inks.items():
+            for paper in papers: assert contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+        assert len(inks) == 9
+
+MODULE = '''
+class Box(NamedTuple):
+    "A box"
+    width: int           # in pixels,
+                         # at most 9
+    names: tuple | None = None
+    _own: int = 0 # not shown
+
+class Rule(Base):
+    "A rule"
+    exact = "no" # does it draw?
+
+class Bare: "Nothing"
+
+class Error(ValueError): "A mistake"
+
+@patch
+def open(self:Box): return 1
+'''
+
+def test_fields_of_classes(tmp_path):
+    (tmp_path/"a.py").write_text(MODULE)
+    tree, lines = own_symbols.read(tmp_path/"a.py")
+    rows = {n.name: [*own_symbols.fields(n, lines)] for n in tree.body if hasattr(n, "bases")}
+    assert rows["Box"] == [["`width`", "`int`", "", "in pixels, at most 9"],
+                           ["`names`", "`tuple \\| None`", "`None`", ""]]
+    assert rows["Bare"] == rows["Error"] == []
+    assert own_symbols.table(rows["Rule"]).splitlines() == [
+        "| field | default | what it is |", "| :-- | :-- | :-- |", "| `exact` | `'no'` | does it draw? |"]
+    assert own_symbols.signature(own_symbols.definition(tree, "Error")) == "```python\nclass Error(ValueError)\n```"
+    assert own_symbols.definition(tree, "Box.open").lineno == 18 and own_symbols.definition(tree, "Rule.open") is None
+
+def test_a_class_and_its_source(tmp_path, monkeypatch):
+    "nbdev's own text of a class, and what becomes of it"
+    given = ("[source](https://site/blob/main/lib/other.py#L9){target=x}\n\n### Box\n\n"
+             "```python\ndef Box(\n    *args, **kwargs\n):\n```\n\n*A box*")
+    (tmp_path/"a.py").write_text(MODULE)
+    monkeypatch.setattr(own_symbols, "get_config", lambda: SimpleNamespace(config_path=tmp_path))
+    mend = own_symbols.OwnSymbols(None)
+    mend.path = "a.py"
+    text = mend.mend(given, "Box")
+    assert "/blob/main/a.py#L2)" in text and "class Box(NamedTuple)" in text and "*args" not in text
+    assert text.index("*A box*") < text.index("| field |")
+    assert mend.mend(given, "Missing") == given

@@ -30,7 +30,9 @@ import numpy as np
 class BadInput(ValueError):
     "A mistake that the user can put right; its message says how."
 
-def read_export(folder: str | Path) -> dict: # as `dlm export` wrote it
+def read_export(
+    folder: str | Path, # as dlm export wrote it
+) -> dict:
     "What `export.json` says; raises `BadInput`"
     folder = Path(folder)
     path = folder/"export.json"
@@ -226,7 +228,9 @@ def bench_device(
             "steps": steps, "n": n, "rows": rows, "notes": notes}
 
 # %% ../../nbs/deploy/92_bench_device.ipynb #2006
-def device_lines(r: dict) -> list: # what bench_device returns
+def device_lines(
+    r: dict, # what bench_device returns
+) -> list:
     "Its rows as lines of Markdown"
     def show(v, f, unit=1): return "–" if v is None else format(v/unit, f)
     lines = ["| precision | batch | step, ms | passage, s | evaluations | tokens/s | watts | memory, MB "

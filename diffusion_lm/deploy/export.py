@@ -404,7 +404,10 @@ def given(self: OnnxModel, condition): # (b,c), padded
     return new
 
 @patch
-def beside(self: OnnxModel, b: int) -> dict: # rows
+def beside(
+    self: OnnxModel,
+    b: int, # rows
+) -> dict:
     "What graphs take besides the text; where nothing was given, that nothing was"
     return {k: v.expand(b, *v.shape[1:]) for k, v in self.told.items()}
 
@@ -711,7 +714,9 @@ def _fill(folder, lm, model, o, say):
     write_json(folder/"export.json", about | {"digest": digest_of(json.dumps(about, sort_keys=True))})
 
 # %% ../../nbs/deploy/90_export.ipynb #001d
-def export_table(about: dict) -> list: # what export.json says
+def export_table(
+    about: dict, # what export.json says
+) -> list:
     "What each precision costs, as lines of Markdown"
     bits = {k: v["value"] for k, v in about.get("bits_per_byte", {}).items()}
     lines = ["| graph | size | a pass | bits/byte | |", "|---|---:|---:|---:|---:|"]

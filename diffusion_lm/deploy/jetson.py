@@ -94,7 +94,7 @@ ORIN_MODES = {"7W": Mode(408, 2133, 7), "15W": Mode(612, 2133, 15), "25W": Mode(
 ORIN_PER_CLOCK = {"fp32": 1024*2, "fp16": 32*512, "int8": 32*1024} # dense operations: cores × operations of each
 
 def orin_nano(
-    mode: str = "MAXN_SUPER", # a power mode, as `nvpmodel` calls it
+    mode: str = "MAXN_SUPER", # a power mode, as nvpmodel calls it
 ) -> Device:
     "The Jetson Orin Nano 8 GB as its data sheet describes it"
     one_of("power mode", mode, ORIN_MODES)

@@ -35,7 +35,9 @@ def rng(*key): # ints and strings that name the draw
     return np.random.Generator(np.random.Philox(key=int.from_bytes(h, "little")))
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5002
-def digest(data: bytes | str | Path) -> str: # bytes, or the path of a file
+def digest(
+    data: bytes | str | Path, # bytes, or the path of a file
+) -> str:
     "Hex digest, as in the library"
     h = hashlib.blake2b(digest_size=16)
     if isinstance(data, bytes):
@@ -76,7 +78,9 @@ def draw(
     return chunk*_CHUNK + token
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5009
-def log_softmax(z: np.ndarray) -> np.ndarray: # (n,V), float32
+def log_softmax(
+    z: np.ndarray, # logits (n,V), float32
+) -> np.ndarray:
     "Log-probabilities"
     z = z - z.max(-1, keepdims=True)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
@@ -118,7 +122,14 @@ class Policy:
     "Reveal all that was asked for"
     tau = None   # its parameter, where it has one
     free = False # does it choose its own number of steps?
-    def ask(self, masked, step): return masked # (b,l) -> (b,l)
+    def ask(
+        self,
+        masked, # positions that are still masked (b,l), bool
+        step,   # a Step
+    ):
+        "Positions on which it wants predictions (b,l)"
+        return masked
+
     def pick(self, raw, tokens, masked, want, step): return want
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5012
@@ -144,7 +155,9 @@ class LeftToRight(Policy):
 # %% ../../nbs/deploy/91_runtime.ipynb #5015
 TIE = 2**-14
 
-def ranked(score: np.ndarray) -> np.ndarray: # (b,l), float32
+def ranked(
+    score: np.ndarray, # (b,l), float32
+) -> np.ndarray:
     "Positions, the highest score first (b,l); of those that are closer together than `TIE`, the first"
     order = np.argsort(-score, 1)
     s = np.take_along_axis(score, order, 1)
@@ -173,7 +186,9 @@ class Confidence(Policy):
         return want & (rank < n[:, None])
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5021
-def entropy(logp: np.ndarray) -> np.ndarray: # (n,V)
+def entropy(
+    logp: np.ndarray, # log-probabilities (n,V)
+) -> np.ndarray:
     "In nats (n,)"
     finite = np.where(logp == -np.inf, np.float32(0), logp)
     return -(np.exp(logp)*finite).sum(-1)
@@ -281,7 +296,7 @@ def _within(start, span):
 # %% ../../nbs/deploy/91_runtime.ipynb #5032
 def sample(
     read,                    # (tokens (b,l), wanted positions (b,l), span) -> logits (n,V)
-    x: np.ndarray,           # tokens (b,l), `mask` where free
+    x: np.ndarray,           # tokens (b,l), mask where free
     mask: int,               # the id of [MASK]
     options: SampleOptions | None = None,
     rows=None,               # row r of the batch draws from generator (seed, rows[r])
@@ -323,7 +338,9 @@ def sample(
 FORMAT = "diffusion_lm export"
 VERSIONS = (1, 2) # 2: it takes a condition
 
-def seal(about: dict) -> str: # what export.json says
+def seal(
+    about: dict, # what export.json says
+) -> str:
     "Its digest, of all but the digest itself"
     text = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True).encode()
     return digest(len(text).to_bytes(8, "little") + text)
@@ -580,7 +597,10 @@ class Model(Graphs):
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5060
 @patch
-def first_thoughts(self: Model, b: int) -> dict: # rows
+def first_thoughts(
+    self: Model,
+    b: int, # rows
+) -> dict:
     "The stacks with which a text begins"
     path = check_file(self.folder, "thoughts.npz", self.about)
     with np.load(path, allow_pickle=False) as z:
@@ -757,7 +777,10 @@ def given(
 
 # %% ../../nbs/deploy/91_runtime.ipynb #5061
 @patch
-def logits(self: Model, ids) -> np.ndarray: # tokens (b,l), [MASK] where unknown
+def logits(
+    self: Model,
+    ids, # tokens (b,l), [MASK] where unknown
+) -> np.ndarray:
     "Logits (b,l,V) for each token, whether known or not"
     ids = np.asarray(ids, np.int64)
     most = FAR if self.block else self.length
@@ -837,7 +860,7 @@ def generate(
 @patch
 def infill(
     self: Model,
-    template: str, # text with `[MASK]` or `[MASK:n]`
+    template: str, # text with [MASK] or [MASK:n]
     n: int = 1,
     **options,     # as for generate
 ) -> list:

@@ -30,7 +30,11 @@ from ..theory.objective import ar_nll
 from ..theory.schedule import mask_exact, per_token
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #0006
-def interval(low, high, f: str = ".3f") -> str: # of an Estimate, and how to write them
+def interval(
+    low,            # lower end, of an Estimate; None where there is no interval
+    high,           # upper end
+    f: str = ".3f", # how to write them
+) -> str:
     "An interval as text; – where there is none"
     if low is None or high is None or low == high: return "–"
     return f"{low:{f}} – {high:{f}}"
@@ -165,7 +169,7 @@ def score_pass(
     x: torch.Tensor, # windows (b,l)
     t: torch.Tensor, # mask ratios (b,blocks)
     u: torch.Tensor, # uniforms (b,l)
-    read: Callable | None = None, # how the model reads x, of which some is masked; `model.hidden` if not given
+    read: Callable | None = None, # how the model reads x, of which some is masked; model.hidden if not given
     scored: torch.Tensor | None = None, # which tokens may be masked (b,l), bool; all real ones if not given
 ) -> ScoredPass:
     "One exact-count pass"
@@ -182,7 +186,9 @@ def score_pass(
     return ScoredPass(nats, nll, logits.argmax(-1) == x[masked], band)
 
 # %% ../../nbs/evaluation/50_metrics.ipynb #4002
-def by_level(bands: np.ndarray) -> np.ndarray: # (2 or 3,12)
+def by_level(
+    bands: np.ndarray, # of each band (2 or 3,12): hits, masked tokens, and perhaps nats
+) -> np.ndarray:
     "Hits and masked tokens at each level of the mask ratio (2,3), from those of each band"
     return bands[:2].reshape(2, len(LEVELS), -1).sum(-1)
 
@@ -378,7 +384,7 @@ def _of_masks(bands):
 # %% ../../nbs/evaluation/50_metrics.ipynb #4005
 def evaluate(
     model: Denoiser,
-    tok,                     # its tokenizer: `n_bytes` of each token
+    tok,                     # its tokenizer: n_bytes of each token
     tokens,                  # of the documents (n,)
     offsets,                 # their bounds (docs+1,)
     length: int | None = None, # of windows; the model's context if not given
@@ -406,7 +412,9 @@ def _in_batches(model, f, x, batch, dtype, progress):
 
 def evaluate_order(
     model: Denoiser,
-    tok, tokens, offsets,    # as for evaluate
+    tok,                     # its tokenizer
+    tokens,                  # of the documents (n,)
+    offsets,                 # their bounds (docs+1,)
     order: str = "margin",   # a rule of ORDERS
     k: int = 1,              # tokens that are revealed together
     length: int | None = None,
@@ -429,7 +437,9 @@ def _by_window(nats, x, tok, pad):
 
 def evaluate_bracket(
     model: Denoiser,
-    tok, tokens, offsets,    # as for evaluate
+    tok,                     # its tokenizer
+    tokens,                  # of the documents (n,)
+    offsets,                 # their bounds (docs+1,)
     orders: int = 16,        # drawn for each window, and for each block of a block-diffusion model
     length: int | None = None,
     seed: int = 0,

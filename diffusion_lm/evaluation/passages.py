@@ -90,7 +90,7 @@ def score_passages(
     x: torch.Tensor,           # segments (n,l)
     doc: np.ndarray,           # their documents (n,)
     size: int | None = None,   # tokens in a passage; the model's own if not given
-    memory: str = "carried",   # one of `MEMORY`, of a model with thoughts
+    memory: str = "carried",   # one of MEMORY, of a model with thoughts
     prefix: torch.Tensor | None = None, # tokens that a baseline sees before each passage (n,p), [PAD] first
     draws: int = 4,
     seed: int = 0,
@@ -121,7 +121,7 @@ def _bits(nats, n_bytes):
 
 def by_passage(
     model: Denoiser,
-    tok,                     # its tokenizer: `n_bytes` of each token
+    tok,                     # its tokenizer: n_bytes of each token
     tokens,                  # of the documents (n,)
     offsets,                 # their bounds (docs+1,)
     passages: int = 8,       # in a segment

@@ -135,7 +135,9 @@ MEASURES = {
     "balance": Measure("gradient balance of layers", _balance, "largest layer over smallest", True),
     "heavy_over_light": Measure("gradient at 90 % over 15 %", _heavy_over_light, "1: all corruptions pull alike")}
 
-def measures(p: dict) -> dict: # what probe_run returned
+def measures(
+    p: dict, # what probe_run returned
+) -> dict:
     "All measures of a run: name → number, or None"
     return {k: m.of(p) for k, m in MEASURES.items()}
 

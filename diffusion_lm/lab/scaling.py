@@ -301,7 +301,9 @@ def nearest_points(records: Records, tokens: float) -> list[Point]:
     p = min(records.points, key=lambda p: _times(p.unique_tokens, tokens))
     return [q for q in records.points if (q.unique_tokens, q.parameters) == (p.unique_tokens, p.parameters)]
 
-def nearest_preset(parameters: float) -> dict: # without the embedding
+def nearest_preset(
+    parameters: float, # without the embedding
+) -> dict:
     "The row of `preset_table` whose network is nearest in size"
     return min(preset_table(), key=lambda row: _times(row["trunk"], parameters))
 

@@ -224,7 +224,10 @@ def merged_state(
         state[f"{layer}.weight"] = (w.float() + delta.to(w.device)).to(w.dtype)
     return state
 
-def merge_adapters(model: nn.Module, adapters=None) -> nn.Module: # as for merged_state
+def merge_adapters(
+    model: nn.Module,
+    adapters=None, # with their weights, as for merged_state; those that act, if not given
+) -> nn.Module:
     "A plain copy of a model, with what adapters add in its weights; all other weights are shared"
     state, plain = merged_state(model, adapters), shared_copy(model)
     for name, layer in _adapted_layers(plain).items(): plain.set_submodule(name, layer.base_layer)

@@ -32,7 +32,7 @@ def stream_mask(
     l: int,             # tokens in the window
     size: int,          # tokens in a block
     device,
-    flex: bool = False, # as a `BlockMask` of FlexAttention?
+    flex: bool = False, # as a BlockMask of FlexAttention?
 ):
     "Who may look at whom among [x_t ; x_0] (1,1,2l,2l)"
     def may(b, h, q, k):
@@ -50,13 +50,28 @@ BLOCK = 16 # tokens in a block, if not given
 
 class BlockDiffusionModel(BaselineDreamModel):
     "A transformer that denoises a block of tokens given the clean text before it"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel
+    def __init__(
+        self,
+        config,       # ModelConfig; a block has 16 tokens if it does not say
+        vocab_size,   # tokens, special ones included
+        specials,     # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
+        causal=False, # must be False
+    ):
         if causal: raise ValueError("a block-diffusion model is causal from block to block, not from token to token")
         config = replace(config, block=BLOCK if config.block is None else config.block)
         super().__init__(config, vocab_size, specials)
         self.block = self.config.block
 
-    def features(self, x, t=None, *, pos=None, mask=None, cache=None, **kw): # as for BaselineDreamModel
+    def features(
+        self,
+        x,          # tokens (b,l)
+        t=None,     # times (b,) or (b,l), of a model that is told the time
+        *,
+        pos=None,   # positions (l,); behind the cache if not given
+        mask=None,  # which keys are real (b,s), or who may look at whom (b,1,l,s), bool
+        cache=None, # keys and values of each layer
+        **kw,       # memory and latent: as for BaselineDreamModel
+    ):
         "Hidden states (b,l,d) of tokens that see their own block and those before it. A call begins where a block does"
         l, seen = x.shape[1], 0 if cache is None else cache[0][0].shape[1]
         if l > self.block and (mask is None or mask.ndim == 2): # (b,s): which keys are real
@@ -68,7 +83,12 @@ class BlockDiffusionModel(BaselineDreamModel):
 
 # %% ../../nbs/models/33_block.ipynb #4002
 @patch
-def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for Denoiser.hidden; times (b,blocks)
+def hidden(
+    self:BlockDiffusionModel,
+    x,      # clean tokens (b,l)
+    masked, # which of them the model must not see (b,l), bool
+    t=None, # times (b,blocks), of a model that is told the time
+):
     "Hidden states (b,l,d) of each block with its masked tokens hidden and the text before it clean"
     b, l = x.shape
     if l % self.block: raise UserError(f"{l} tokens cannot be cut into blocks of {self.block}")
@@ -86,7 +106,14 @@ def hidden(self:BlockDiffusionModel, x, masked, t=None): # as for Denoiser.hidde
 
 # %% ../../nbs/models/33_block.ipynb #4004
 @patch
-def read_step(self:BlockDiffusionModel, x, want, carry, span, cache=None): # as for Denoiser.predict
+def read_step(
+    self:BlockDiffusionModel,
+    x,          # tokens (b,l), [MASK] where unknown
+    want,       # positions that are asked for (b,l), bool; on the CPU
+    carry,      # what the step before has left
+    span,       # where the present block begins and ends
+    cache=None, # "off": read all finished blocks again
+):
     "Logits (n,V) at the wanted positions of a block; keys and values of finished blocks are carried on"
     (start, end), stop = span, span[0] + self.block
     kv, seen = self._in_reach(carry, start)

@@ -118,19 +118,32 @@ def make_connector(
 # %% ../../nbs/models/35_condition.ipynb #c034
 class CrossAttention(MemoryAttention):
     "Keys and values of a condition, queries of its own, and the way back into the stream"
-    def __init__(self, d, heads, states): # as for MemoryAttention
+    def __init__(
+        self,
+        d,      # width of the layer
+        heads,  # its attention heads
+        states, # width of the encoder's states
+    ):
         super().__init__(d, heads, states)
         self.query = nn.Linear(d, d, bias=False)
 
-    def forward(self, states, places): # as for MemoryAttention
+    def forward(
+        self,
+        states, # of a condition (b,n,states)
+        places, # where they stand (b,n)
+    ):
         return super().forward(states, places)._replace(query=self.query.weight)
 
 # %% ../../nbs/models/35_condition.ipynb #c009
 class ConditionalModel(BaselineDreamModel):
     "A transformer that is told a condition: by cross-attention, behind closed gates"
     def __init__(
-        self, config, vocab_size, specials, causal=False, # as for BaselineDreamModel
-        encoder: nn.Module | None = None,                 # of pictures, in place of our own
+        self,
+        config,                           # ModelConfig; with the default condition if it names none
+        vocab_size,                       # tokens, special ones included
+        specials,                         # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
+        causal=False,                     # does a position see only what is before it?
+        encoder: nn.Module | None = None, # of pictures, in place of our own
     ):
         config = replace(config, condition=config.condition or ConditionConfig())
         super().__init__(config, vocab_size, specials, causal)
@@ -162,7 +175,10 @@ class Heard(NamedTuple):
     places: torch.Tensor # where they stand (b,n)
 
 @patch
-def hear(self:ConditionalModel, condition) -> Heard: # as for encode
+def hear(
+    self:ConditionalModel,
+    condition, # tokens (b,c), or pixels (b,3,s,s)
+) -> Heard:
     "What the encoder makes of conditions; raises `UserError` for texts in place of pictures, or the other way round"
     side = self.config.picture
     fits = condition.shape[1:] == (3, side, side) if side else condition.ndim == 2
@@ -179,7 +195,7 @@ def hear(self:ConditionalModel, condition) -> Heard: # as for encode
 @patch
 def encode(
     self:ConditionalModel,
-    condition: torch.Tensor, # tokens (b,c), or pixels (b,3,s,s); a row of [PAD], or of `NO_PICTURE`, says nothing
+    condition: torch.Tensor, # tokens (b,c), or pixels (b,3,s,s); a row of [PAD], or of NO_PICTURE, says nothing
 ) -> list[Extra]:
     "Keys and values of conditions, for each layer"
     states, real, places = self.hear(condition)
@@ -205,7 +221,7 @@ class Given(Denoiser):
     def __init__(
         self,
         model: ConditionalModel,
-        memory: list[Extra], # from `encode`
+        memory: list[Extra], # from encode
         scale: float = 0.,   # of guidance: above 0, follow the condition more closely; twice the evaluations
     ):
         super().__init__(model.vocab_size, model.specials)
@@ -254,7 +270,12 @@ def head(self:Given, h): # any (…,d)
     return torch.where(told > -torch.inf, alone + (1 + self.scale)*(told - alone), told)
 
 @patch
-def nll(self:Given, h, y, smoothing=0.): # as for Denoiser.nll
+def nll(
+    self:Given,
+    h,            # hidden states (n,d), or (n,2d) with guidance
+    y,            # their true tokens (n,)
+    smoothing=0., # this share of the target goes to all tokens alike
+):
     return Denoiser.nll(self, h, y, smoothing) if self.scale else self.model.nll(h, y, smoothing)
 
 @patch
@@ -270,11 +291,22 @@ def given(
 # %% ../../nbs/models/35_condition.ipynb #c027
 class ConditionObjective(Objective):
     "A conditional model and its training loss: `forward` also takes the conditions of a batch"
-    def __init__(self, model, *args, **kw): # as for Objective
+    def __init__(
+        self,
+        model, # a ConditionalModel
+        *args, # as for Objective
+        **kw,  # as for Objective
+    ):
         super().__init__(model, *args, **kw)
         self.layout = partial(Conditioned, room=model.room, dropout=model.config.condition.dropout)
 
-    def forward(self, x, t, u, condition=None): # as for Objective; condition as for encode
+    def forward(
+        self,
+        x,              # tokens (b,l)
+        t,              # times (b,blocks)
+        u,              # uniforms (b,l)
+        condition=None, # of each row: tokens (b,c), or pixels (b,3,s,s)
+    ):
         "Loss in nats per real token, given the conditions"
         if condition is None: raise UserError("this text has no conditions: set data.condition")
         return self.loss(self.model.given(condition), x, t, u)

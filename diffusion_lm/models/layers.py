@@ -39,7 +39,10 @@ class AnatomyConfig:
 
 # %% ../../nbs/models/30_layers.ipynb #3a02
 @patch
-def check(self:AnatomyConfig, heads: int) -> AnatomyConfig: # heads of queries
+def check(
+    self:AnatomyConfig,
+    heads: int, # heads of queries
+) -> AnatomyConfig:
     "Self; raises `UserError` for what cannot be"
     one_of("model.anatomy.norm", self.norm, NORMS)
     one_of("model.anatomy.gate", self.gate, GATES)
@@ -93,7 +96,10 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.gain, self.eps = nn.Parameter(torch.ones(d)), eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: # (…,d)
+    def forward(
+        self,
+        x: torch.Tensor, # (…,d)
+    ) -> torch.Tensor:
         gain = self.gain.to(x.dtype)
         if _by_hand(x): return _RMSNorm.apply(x, gain, self.eps)
         return F.rms_norm(x, (x.shape[-1],), gain, eps=self.eps).to(x.dtype) # autocast makes it float32 on CUDA
@@ -345,7 +351,10 @@ class SwiGLU(nn.Module):
         hidden = hidden or -(-8*d//3//64)*64
         self.up, self.down = nn.Linear(d, 2*hidden, bias=False), nn.Linear(hidden, d, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: # (…,d)
+    def forward(
+        self,
+        x: torch.Tensor, # (…,d)
+    ) -> torch.Tensor:
         return self.down(_gated(self.up(x), self.gate))
 
 # %% ../../nbs/models/30_layers.ipynb #0017
@@ -361,7 +370,10 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("freq", freq, persistent=False)
         self.net = nn.Sequential(nn.Linear(2*n_freq, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
 
-    def forward(self, t: torch.Tensor) -> torch.Tensor: # (b,) -> (b,1,d), or (b,l) -> (b,l,d)
+    def forward(
+        self,
+        t: torch.Tensor, # times (b,) or (b,l)
+    ) -> torch.Tensor: # (b,1,d) or (b,l,d)
         if t.ndim == 1: t = t[:, None]
         angle = t.float()[..., None]*self.freq
         return self.net(torch.cat([angle.cos(), angle.sin()], -1))

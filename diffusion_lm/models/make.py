@@ -22,7 +22,7 @@ def make_model(
     config: ModelConfig,
     vocab_size: int,                # tokens, special ones included
     specials: tuple,                # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
-    objective: str = "nelbo-count", # one of `OBJECTIVES`
+    objective: str = "nelbo-count", # one of OBJECTIVES
     encoder: torch.nn.Module | None = None, # of pictures, in place of our own
 ) -> BaselineDreamModel:
     "The network that an objective trains"

@@ -368,7 +368,9 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     weights: dict
 
-def load_checkpoint(name: str | Path) -> Loaded: # as for open_checkpoint
+def load_checkpoint(
+    name: str | Path, # a folder, a GGUF file, or a name on the hub
+) -> Loaded:
     "Settings, tokenizer and weights of a network, translated"
     c = open_checkpoint(name)
     kind = c.settings.get("model_type")
@@ -391,7 +393,9 @@ def _stamp(name):
     files = [p] if p.is_file() else sorted(f for f in p.iterdir() if f.is_file())
     return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
-def pretrained_run(name: str | Path) -> Path: # as for open_checkpoint
+def pretrained_run(
+    name: str | Path, # a folder, a GGUF file, or a name on the hub
+) -> Path:
     "The folder of a run with the weights of a network that others have trained; made once"
     path = cache_dir()/"pretrained"/digest_of(_FORMAT, str(_stamp(name)))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -230,7 +230,11 @@ def _with_nothing(self: Reader, z, nothing): # (b,n,S,h,·), (w,)
     return torch.cat([z, last], 2).flatten(0, 1)
 
 @patch
-def past(self: Reader, z, s): # maps (b,S,n,c) and their Thoughts, newest first
+def past(
+    self: Reader,
+    z, # maps (b,S,n,c), newest first
+    s, # their Thoughts
+):
     "Keys and values of each cell's slots and of *nothing*, twice (b·n,S+1,h,head_dim)"
     k, v = self.into(motion(z, s.filled) if self.cfg.motion else z).chunk(2, -1) # (b,S,n,w)
     v = v*_worth(s)[..., None, None].to(v.dtype)
@@ -276,7 +280,12 @@ class Writer(nn.Module):
 
 # %% ../../nbs/models/31_thought.ipynb #200f
 @patch
-def find(self: Writer, x, h, real=None): # queries by cell (b,n,w), hidden states (b,l,d), what to read (b,l)
+def find(
+    self: Writer,
+    x,         # queries by cell (b,n,w)
+    h,         # hidden states (b,l,d)
+    real=None, # which of them to read (b,l), bool; all if not given
+):
     "What each cell finds in the text (b,n,w)"
     if real is not None: real = (real | ~real.any(1, keepdim=True))[:, None, None]
     text_k, text_v = self.text(h).chunk(2, -1)
@@ -316,7 +325,9 @@ def info_nce(
     return F.cross_entropy(logits, torch.arange(len(a), device=a.device))
 
 # %% ../../nbs/models/31_thought.ipynb #002d
-def diversity(z: torch.Tensor) -> torch.Tensor: # (r,p)
+def diversity(
+    z: torch.Tensor, # thoughts (r,p)
+) -> torch.Tensor:
     "How far the columns are from varying by one each, and independently of each other"
     z = z.float()
     z = z - z.mean(0)
@@ -349,13 +360,23 @@ class ThoughtLosses(nn.Module):
         self.words = nn.Linear(size, d) if "reconstruction" in self.weights else None
         self.point = nn.Linear(size, 64) if "contrastive" in self.weights else None
 
-    def reconstruction(self, z, head, x, real): # thoughts (r,p), the model's head, tokens (r,l), which count (r,l)
+    def reconstruction(
+        self,
+        z,    # thoughts (r,p)
+        head, # the model's head
+        x,    # tokens of the passage (r,l)
+        real, # which of them count (r,l), bool
+    ):
         "Mean negative log-likelihood of the tokens of a passage, whose order does not matter"
         logp = head(self.words(z)).float().log_softmax(-1)
         logp = logp.masked_fill(~real.any(1, keepdim=True), 0.)
         return -logp.gather(1, x.clamp(min=0))[real].mean()
 
-    def total(self, parts, ramp=1.): # what `forward` returned; between 0 and 1: how much of the weights is in force
+    def total(
+        self,
+        parts,   # terms by name, as forward returns them
+        ramp=1., # how much of the weights is in force, from 0 to 1
+    ):
         "The weighted sum"
         return ramp*sum(self.weights[k]*v for k, v in parts.items())
 

@@ -65,7 +65,13 @@ PASSAGE = 64 # tokens in a passage, if not given
 
 class StackedDiffusionModel3D(BaselineDreamModel):
     "A bidirectional denoiser with a stack of thoughts"
-    def __init__(self, config, vocab_size, specials, causal=False): # as for BaselineDreamModel
+    def __init__(
+        self,
+        config,       # ModelConfig; a passage has 64 tokens if it does not say
+        vocab_size,   # tokens, special ones included
+        specials,     # ids of [PAD], [MASK], [BOS], [EOS], [SEP]
+        causal=False, # must be False
+    ):
         if causal: raise ValueError("a model with thoughts is no causal model")
         block = PASSAGE if config.block is None else config.block
         config = replace(config, block=block, thought=config.thought or ThoughtConfig())
@@ -197,7 +203,12 @@ def _of_passages(t, n):
     return t.expand(-1, n).unbind(1) if t.ndim == 2 else [t]*n
 
 @patch
-def hidden(self:StackedDiffusionModel3D, x, masked, t=None): # as for Denoiser.hidden
+def hidden(
+    self:StackedDiffusionModel3D,
+    x,      # clean tokens (b,l)
+    masked, # which of them the model must not see (b,l), bool
+    t=None, # mask ratios (b,) or (b,passages)
+):
     "Hidden states (b,l,d) of all passages from a beginning"
     return self.passages(x, masked, t).h
 
@@ -250,14 +261,27 @@ class ThoughtObjective(Objective):
     stateful, layout = True, "streams"
     awake, ramp = True, 1. # are there thoughts yet? how much of the auxiliary weights is in force? (`Awaken` sets both)
 
-    def __init__(self, model, noise=None, smoothing=0.): # as for Objective
+    def __init__(
+        self,
+        model,        # one with thoughts
+        noise=None,   # NoiseConfig: how to mask; the defaults if not given
+        smoothing=0., # of the labels
+    ):
         super().__init__(model, "block", noise, smoothing)
         self.segment = model.thought.segment
 
     @property
     def is_bound(self): return super().is_bound and not self.model.thought.typos
 
-    def forward(self, x, t, u, start=None, document=None, thoughts=None): # as for Objective and for passages
+    def forward(
+        self,
+        x,             # tokens (b,l)
+        t,             # times (b,passages)
+        u,             # uniforms (b,l)
+        start=None,    # rows that begin a document all the same (b,), bool
+        document=None, # which document each row is of, for the contrastive loss
+        thoughts=None, # of the text before; those of a beginning if not given
+    ):
         "Loss in nats per real token, and the `Thoughts` after it"
         if thoughts is not None: thoughts = Thoughts(*thoughts)
         masked, w = self.corrupt(x, t, u)
@@ -279,7 +303,14 @@ class ThoughtObjective(Objective):
 
 # %% ../../nbs/models/34_thought_model.ipynb #4007
 @patch
-def read_step(self:StackedDiffusionModel3D, x, want, carry, span, cache=None): # as for Denoiser.predict
+def read_step(
+    self:StackedDiffusionModel3D,
+    x,          # tokens (b,l), [MASK] where unknown
+    want,       # positions that are asked for (b,l), bool; on the CPU
+    carry,      # what the step before has left
+    span,       # where the present passage begins and ends
+    cache=None, # not used: the model takes none
+):
     "Logits (n,V) at the wanted positions of a passage; thoughts of finished passages are carried on"
     start, end = span
     if carry.thoughts is None or carry.seen < start:

@@ -300,7 +300,10 @@ def vocabulary(self:BaselineDreamModel) -> torch.Tensor:
     return self.embed.weight if self.unembed is None else self.unembed
 
 @patch
-def head(self:BaselineDreamModel, h: torch.Tensor) -> torch.Tensor: # any (…,d)
+def head(
+    self:BaselineDreamModel,
+    h: torch.Tensor, # hidden states (…,d)
+) -> torch.Tensor:
     "Logits (…,V), -inf at [PAD], [MASK] and [BOS]"
     bias = self.predict_bias.to(h.dtype) if self.anatomy.bert else None
     return F.linear(h, self.vocabulary.to(h.dtype), bias).masked_fill(self.banned, -torch.inf)
@@ -314,7 +317,12 @@ def edit_head(self:BaselineDreamModel, h): # as for head
     return F.linear(h, self.vocabulary.to(h.dtype), bias).masked_fill(never, -torch.inf)
 
 @patch
-def nll(self:BaselineDreamModel, h, y, smoothing=0.): # as for Denoiser.nll
+def nll(
+    self:BaselineDreamModel,
+    h,            # hidden states (n,d)
+    y,            # their true tokens (n,)
+    smoothing=0., # this share of the target goes to all tokens alike
+):
     "Negative log-likelihood (n,) of tokens; the same as with `head`, but faster"
     if self.anatomy.bert: return Denoiser.nll(self, h, y, smoothing)
     return linear_nll(h, self.vocabulary, y, self.banned, smoothing)

@@ -263,7 +263,7 @@ def write_open(
     parts: Parts,            # that fit into the window
     length: int,             # tokens of the window
     options: SampleOptions = PLAIN,
-    n: int = 1,              # texts; their numbers are `options.rows`
+    n: int = 1,              # texts; their numbers are options.rows
     opening=None,            # which tokens open with a space (V,), bool
     start: Sequence[int] | None = None, # masks of each hole to begin with
     device="cpu",            # where tokens live

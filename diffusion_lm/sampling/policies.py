@@ -198,7 +198,11 @@ def _table(values, want, fill=-torch.inf):
 
 class Ranked(Policy):
     "Reveal a fixed number of tokens where the score is highest"
-    def score(self, raw, tokens): # (n,V), (n,)
+    def score(
+        self,
+        raw,    # log-probabilities of the model (n,V)
+        tokens, # drawn at these positions (n,)
+    ):
         "How sure the model is of each position (n,)"
         raise NotImplementedError
 
@@ -206,7 +210,12 @@ class Ranked(Policy):
         "How many positions of each row the grid wants revealed now (b,)"
         return masked.sum(1) - (step.open.sum(1)*step.next).floor().long()
 
-    def count(self, score, masked, step): # score (b,l), sorted, best first
+    def count(
+        self,
+        score,  # (b,l), sorted, best first
+        masked, # positions that are still masked (b,l), bool
+        step,   # a Step
+    ):
         "How many positions of each row to reveal (b,)"
         return self.due(masked, step)
 

@@ -21,7 +21,7 @@ def doubts(
     model: Denoiser,
     x: torch.Tensor,    # tokens (b,l)
     free: torch.Tensor, # which of them may be doubted (b,l), bool
-    groups: int = 8,    # passes: pass g hides every `groups`-th token
+    groups: int = 8,    # passes: pass g hides every groups-th token
     thoughts=None,      # those before x, of a model that has them
 ) -> torch.Tensor:
     "Log-probability (b,l) of each free token given the others; 0 elsewhere"

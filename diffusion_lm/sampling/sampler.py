@@ -281,7 +281,12 @@ def shape(self:Draft, logits, masked, step):
 # %% ../../nbs/sampling/41_sampler.ipynb #500e
 class Uniforms:
     "The random numbers of a span: one generator for each row"
-    def __init__(self, options, x, k): # k: number of the span
+    def __init__(
+        self,
+        options, # SampleOptions
+        x,       # tokens (b,l)
+        k,       # number of the span
+    ):
         rows = range(len(x)) if options.rows is None else options.rows
         key = [k] if k else []
         self.generators, self.l = [rng(options.seed, "row", r, *key) for r in rows], x.shape[1]
@@ -334,7 +339,7 @@ def _reveal(draft, act, masked, step, u, span):
 @torch.no_grad()
 def denoise(
     model: Denoiser,
-    x: torch.Tensor,                # tokens (b,l), `[MASK]` where free
+    x: torch.Tensor,                # tokens (b,l), [MASK] where free
     options: SampleOptions = PLAIN, # what is asked for
     **changes,                      # fields of SampleOptions that differ from it, or parameters of the sampler
 ) -> Iterator[Frame]:
@@ -361,7 +366,7 @@ def sample(model: Denoiser, x: torch.Tensor, options: SampleOptions = PLAIN, **c
 @torch.no_grad()
 def cache_drift(
     model: Denoiser, # a bidirectional one
-    x: torch.Tensor, # tokens (b,l), `[MASK]` where free
+    x: torch.Tensor, # tokens (b,l), [MASK] where free
     block: int,
     cache: str,      # prefix or dual
     **changes,       # of SampleOptions

@@ -46,14 +46,19 @@ def in_order(things) -> list[Thing]:
     "The things of a scene, as one reads"
     return sorted(things, key=lambda t: t.cell)
 
-def relation(a: Thing, b: Thing) -> str: # in the order in which one reads
+def relation(
+    a: Thing, # the one that is read first
+    b: Thing, # the one that is read after it
+) -> str:
     "How the first of two things stands to the second"
     (row, column), (below, beside) = a.cell, b.cell
     side = "left" if column < beside else "right"
     if row == below: return "left of"
     return "above" if column == beside else f"above and {side} of"
 
-def caption(things) -> str: # one or two, at different places
+def caption(
+    things, # one or two, at different places
+) -> str:
     "What is true of a scene"
     a, *others = in_order(things)
     words = f"a {a.colour} {a.shape} at the {a.place}"

@@ -190,7 +190,14 @@ def mask_ratio(self:Denoiser, x):
     return ((x == self.mask).sum(1)/(x != self.pad).sum(1).clamp(min=1)).float()
 
 @patch
-def read_step(self:Denoiser, x, want, carry, span, cache=None): # as for predict, all but `want` on the model's device
+def read_step(
+    self:Denoiser,
+    x,          # tokens (b,l), [MASK] where unknown; on the model's device
+    want,       # positions that are asked for (b,l), bool; on the CPU
+    carry,      # what the step before has left
+    span,       # where the present block begins and ends
+    cache=None, # "prefix", "dual" or "off": see the sampler
+):
     "Logits (n,V) at the wanted positions, and what to carry on"
     if self.causal: return self._read_next(x, want, carry)
     if carry.padded is None: carry = carry._replace(padded=bool((x == self.pad).any())) # the first step looks

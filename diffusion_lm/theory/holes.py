@@ -172,7 +172,7 @@ class HolesObjective(Objective):
     "An objective some of whose rows have holes of open masks"
     def __init__(
         self,
-        model: Denoiser,               # with `edits`
+        model: Denoiser,               # with [EXPAND] and [DELETE]
         name: str = "nelbo-count",     # nelbo, nelbo-count or llada
         noise=None,                    # NoiseConfig: how the other rows are masked
         smoothing: float = 0.,         # of the labels of the other rows
@@ -191,13 +191,22 @@ class HolesObjective(Objective):
     @property
     def is_bound(self): return False
 
-    def open_loss(self, x, u): # as for corrupt
+    def open_loss(
+        self,
+        x, # tokens (b,l)
+        u, # uniforms (b,l)
+    ):
         "Nats of an open mask, the mean over the masks of each row and over the rows"
         canvas = open_canvas(self.model, x, u, self.holes)
         weight = canvas.open/canvas.open.sum(1, keepdim=True).clamp(min=1)
         return (open_nll(self.model, canvas)*weight[canvas.open]).sum()/len(x)
 
-    def forward(self, x, t, u): # as for corrupt
+    def forward(
+        self,
+        x, # tokens (b,l)
+        t, # times (b,blocks)
+        u, # uniforms (b,l)
+    ):
         holes, u = choose(u, self.holes.share)
         part = holes.float().mean()
         loss = 0.

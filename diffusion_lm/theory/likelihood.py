@@ -18,7 +18,10 @@ from .denoiser import Denoiser
 from .objective import token_nll
 
 # %% ../../nbs/theory/24_likelihood.ipynb #000a
-def unit_size(model: Denoiser, x: torch.Tensor) -> int: # tokens (b,l)
+def unit_size(
+    model: Denoiser,
+    x: torch.Tensor, # tokens (b,l)
+) -> int:
     "How many positions share an order: those of a block, or of the whole text; raises `UserError` for a causal model"
     if model.causal: raise UserError("an autoregressive model has one order, and its score is exact")
     return model.block or x.shape[1]
@@ -103,19 +106,27 @@ def path_nats(
     return nats
 
 # %% ../../nbs/theory/24_likelihood.ipynb #0011
-def peak(logp: torch.Tensor) -> torch.Tensor: # (…,V)
+def peak(
+    logp: torch.Tensor, # log-probabilities (…,V)
+) -> torch.Tensor:
     "Log-probability of the most probable token (…)"
     return logp.amax(-1)
 
-def margin(logp: torch.Tensor) -> torch.Tensor: # (…,V)
+def margin(
+    logp: torch.Tensor, # log-probabilities (…,V)
+) -> torch.Tensor:
     "Probability of the best token less that of the second (…)"
     return -logp.topk(2).values.exp().diff(dim=-1)[..., 0]
 
-def entropy(logp: torch.Tensor) -> torch.Tensor: # (…,V)
+def entropy(
+    logp: torch.Tensor, # log-probabilities (…,V)
+) -> torch.Tensor:
     "Entropy in nats (…)"
     return -(logp.exp()*logp.masked_fill(logp == -torch.inf, 0.)).sum(-1)
 
-def surety(logp: torch.Tensor) -> torch.Tensor: # (…,V)
+def surety(
+    logp: torch.Tensor, # log-probabilities (…,V)
+) -> torch.Tensor:
     "Entropy with the other sign (…)"
     return -entropy(logp)
 
@@ -229,7 +240,12 @@ class InBlocks(Denoiser):
         if not model.infills: raise UserError("this model writes from left to right anyway")
         self.model, self.block = model, block
 
-    def hidden(self, x, masked, t=None): # the time is that of the whole text, not of a block
+    def hidden(
+        self,
+        x,      # clean tokens (b,l)
+        masked, # which of them the model must not see (b,l), bool
+        t=None, # not used: the time is that of the whole text, not of a block
+    ):
         parts, at = [], torch.arange(x.shape[1], device=x.device)
         for i in range(0, x.shape[1], self.block):
             unseen = ((masked & (at >= i)) | (at >= i + self.block)) & (x != self.pad)

@@ -56,7 +56,10 @@ def read_nll(
     real = y != model.pad
     return token_nll(model, h[real], y[real], smoothing)
 
-def ar_nll(model: Denoiser, x: torch.Tensor) -> torch.Tensor: # a causal model, tokens (b,l)
+def ar_nll(
+    model: Denoiser, # a causal one
+    x: torch.Tensor, # tokens (b,l)
+) -> torch.Tensor:
     "Negative log-likelihood (n,) of all real tokens, each given all before it"
     return read_nll(model, model.shifted(x), x)
 
@@ -125,7 +128,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         model: Denoiser,
-        name: str = "nelbo-count",     # one of `OBJECTIVES`
+        name: str = "nelbo-count",     # one of OBJECTIVES
         noise: NoiseConfig | None = None, # how to mask; the defaults if not given
         smoothing: float = 0.,         # of the labels
         ar: ARConfig | None = None,    # how it reads from left to right, if it does
@@ -210,7 +213,9 @@ def mean(
 def masked_loss(
     self:Objective,
     model: Denoiser, # the one that is trained, or a view of it
-    x, t, u,         # as for `corrupt`
+    x,               # tokens (b,l)
+    t,               # times (b,blocks)
+    u,               # uniforms (b,l)
 ) -> torch.Tensor:
     "Nats per real token of the denoiser"
     masked, w = self.corrupt(x, t, u)
@@ -282,7 +287,13 @@ def causal_loss(
     return read_nll(model, read, y, self.smoothing).sum()/(y != model.pad).sum()
 
 @patch
-def dual_loss(self:Objective, model, x, t, u): # as for masked_loss
+def dual_loss(
+    self:Objective,
+    model, # the one that is trained, or a view of it
+    x,     # tokens (b,l)
+    t,     # times (b,blocks)
+    u,     # uniforms (b,l)
+):
     "Nats per real token, some rows read from left to right and the others masked"
     left, u = choose(u, self.ar.share)
     loss, tokens = 0., self.scored(x).sum(1)
@@ -295,14 +306,25 @@ def dual_loss(self:Objective, model, x, t, u): # as for masked_loss
     return loss
 
 @patch
-def loss(self:Objective, model, x, t, u): # as for masked_loss
+def loss(
+    self:Objective,
+    model, # the one that is trained, or a view of it
+    x,     # tokens (b,l)
+    t,     # times (b,blocks)
+    u,     # uniforms (b,l)
+):
     "Loss in nats per real token of a view of the model"
     if self.name == "dual": return self.dual_loss(model, x, t, u)
     if self.name == "ar": return self.causal_loss(model, x, u)
     return self.masked_loss(model, x, t, u)
 
 @patch
-def forward(self:Objective, x, t, u): # as for corrupt
+def forward(
+    self:Objective,
+    x, # tokens (b,l)
+    t, # times (b,blocks)
+    u, # uniforms (b,l)
+):
     "Loss in nats per real token"
     return self.loss(self.model, x, t, u)
 
@@ -321,6 +343,10 @@ class AnswerObjective(Objective):
         begun = (x == self.model.specials[4]).cumsum(1) > 0
         return F.pad(begun, (1, 0))[:, :-1] & (x != self.model.pad)
 
-    def from_left(self, x, u): # as for Objective
+    def from_left(
+        self,
+        x, # tokens (b,l)
+        u, # uniforms (b,l)
+    ):
         read, y = Objective.from_left(self, x, u)
         return read, torch.where(self.scored(x), y, self.model.pad)

@@ -115,7 +115,8 @@ class Validate(Callback):
     order = 10
     def __init__(self, store, tok): self.store, self.tok = store, tok
 
-    def before_fit(self, learn): learn.done = self.enough(learn) # a run that stopped early stays so when it is resumed
+    def before_fit(self, learn):
+        learn.done = self.enough(learn) # a run that stopped early stays so when it is resumed
 
     def enough(self, learn):
         "Were the last `early_stop` evaluations no better than one before? Only the last stage of a curriculum counts"
