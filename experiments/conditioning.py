@@ -37,7 +37,7 @@ from diffusion_lm.training.callbacks import progress
 PAGE = RECORDS/"conditioning"
 TEXT, ROOM = 96, 32      # tokens that are scored, and of a condition
 LONG = 420               # a story goes on for so many bytes at least: then no window of `TEXT` tokens is filled up
-DRAWS, SEEDS = 16, (0, 1, 2)
+DRAWS, SEEDS = 8, (0, 1, 2)
 
 def folder(): return cache_dir().parent/"conditioning"
 def pairs_file(): return folder()/"pairs.jsonl"
@@ -63,7 +63,7 @@ BASE = "condition-base"
 ENCODER = {
     "model.length": TEXT, "model.condition.like_decoder": "true", "model.condition.length": ROOM}
 GENTLE = {"trainer.lr": 1e-3, "trainer.adamw_lr": 1}  # the base's own rates undo what it has learned
-KINDS = {  # name → steps, options; of each, the best of a few rates after 250 steps
+KINDS = {  # name → steps, options; of `encoder` and `context`, the best of a few rates after 250 steps
     "encoder": (1000, ENCODER | {"trainer.stage": "condition", "trainer.adamw_lr": 1, "init": BASE}),
     "all": (400, ENCODER | {"trainer.stage": "all"} | GENTLE),
     "context": (1000, {"model.length": TEXT + ROOM, "init": BASE} | GENTLE)}
@@ -145,22 +145,18 @@ def score():
             for reading, w in readings(lm, conditions, texts).items():
                 nats.setdefault((kind, reading), []).append(nats_of(lm, w))
                 print(name, reading, round(nats[kind, reading][-1].sum()/n_bytes.sum()/np.log(2), 4), flush=True)
-    def figure(v, **kw):
-        return asdict(estimate_ratio(v, n_bytes, "bits/byte", by="story", f=lambda r: r/np.log(2), **kw))
-    out = {"stories": len(texts), "tokens": TEXT, "draws": DRAWS, "kinds": {}, "saved": {}}
-    for (kind, reading), runs in nats.items():
-        entry = figure(np.mean(runs, 0), kind="bound") | {
-            "seeds": [float(r.sum()/n_bytes.sum()/np.log(2)) for r in runs]}
-        out["kinds"].setdefault(kind, {})[reading] = entry
-    best = {k: np.mean(v, 0) for k, v in nats.items()}
-    for kind in dict.fromkeys(k for k, _ in nats):
-        for reading in ("another", "none"):
-            out["saved"][f"{kind}: right against {reading}"] = figure(best[kind, reading] - best[kind, "right"])
-    for kind in ("all", "context", "base"):
-        if (kind, "right") in best:
-            out["saved"][f"encoder against {kind}"] = figure(best[kind, "right"] - best["encoder", "right"])
-    if ("all", "right") in best and ("context", "right") in best:
-        out["saved"]["all against context"] = figure(best["context", "right"] - best["all", "right"])
+    nats = {k: np.array(v) for k, v in nats.items()}  # (seeds, stories)
+    def bits(v): return asdict(estimate_ratio(v, n_bytes, "bits/byte", "bound", "story", lambda r: r/np.log(2)))
+    def change(x, y): return asdict(estimate_ratio(nats[x], nats[y], "change", by="story", f=lambda r: r - 1))
+    out = {"stories": len(texts), "tokens": TEXT, "draws": DRAWS, "kinds": {}, "changes": {}}
+    for (kind, reading), v in nats.items():
+        seeds = (v.sum(1)/n_bytes.sum()/np.log(2)).tolist()
+        out["kinds"].setdefault(kind, {})[reading] = bits(v) | {"of_seeds": seeds}
+    for kind in out["kinds"]:
+        out["changes"][f"{kind}: right against none"] = change((kind, "right"), (kind, "none"))
+        out["changes"][f"{kind}: another against none"] = change((kind, "another"), (kind, "none"))
+    for a, b in (("encoder", "base"), ("all", "context"), ("encoder", "context"), ("context", "base")):
+        if {a, b} <= out["kinds"].keys(): out["changes"][f"{a} against {b}"] = change((a, "right"), (b, "right"))
     write_json(PAGE/"scores.json", out)
 
 # ---- texts ----

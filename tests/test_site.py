@@ -26,7 +26,7 @@ def load(name):
 # In this order, because later ones import earlier ones.
 llms, check_export, rules = load("llms"), load("check_export"), load("quarto_rules")
 width, own_symbols = load("check_width"), load("own_symbols")
-site = load("check_site")
+site, built_docs = load("check_site"), load("docs")
 
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}, "metadata": {}}
 TEXT = {"output_type": "stream", "name": "stdout", "text": "three\n"}
@@ -243,7 +243,7 @@ def test_files(small_site):
 def docs(tmp, nbdev_docs, quarto=True):
     "What `make docs` leaves of README.md, with programs that only seem to build: (status, README.md)"
     (tmp/".ci").mkdir()
-    for f in ("Makefile", ".ci/docs.py"): shutil.copy(ROOT/f, tmp/f)
+    for f in ("Makefile", "settings.ini", ".ci/docs.py"): shutil.copy(ROOT/f, tmp/f)
     (tmp/"README.md").write_text("ours")
     os.utime(tmp/"README.md", (1, 1))
     bin = tmp/"bin"
@@ -281,6 +281,25 @@ def test_nbdev_sees_a_new_readme(tmp_path):
     "README.md is newer than any notebook while nbdev runs, so nbdev leaves it alone"
     run, _ = docs(tmp_path, "touch -d 2020-01-01 old; [ README.md -nt old ]")
     assert run.returncode == 0, run.stderr
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make and a POSIX shell")
+@pytest.mark.parametrize("does,said", [
+    ("echo 'WARN: no such crossref'", "WARN: no such crossref"),
+    ("mkdir _docs; echo '<a href=gone.html>' > _docs/index.html", "index.html: dead link gone.html")])
+def test_a_built_site_must_be_faultless(tmp_path, does, said):
+    run, _ = docs(tmp_path, does)
+    assert run.returncode == 2 and said in run.stdout
+
+def test_links_of_a_built_site(tmp_path):
+    (tmp_path/"sub").mkdir()
+    (tmp_path/"sub/index.html").write_text("<h2 id='one'>One</h2><img src='../no.png'>")
+    (tmp_path/"index.html").write_text(
+        "<a href='sub/#one'></a><a href='sub/index.html#two'></a><a href='#here'></a><p id='here'><a href='sub/'></a>"
+        "<a href='https://site/lib/sub/index.html#one'></a><a href='https://site/lib/gone.html'></a>"
+        "<a href='https://elsewhere.org/x'></a><a href='mailto:a@b'></a><a href='#sample=1'></a>")
+    assert [*built_docs.dead_links(tmp_path, "https://site/lib/")] == [
+        "index.html: dead link sub/index.html#two", "index.html: dead link https://site/lib/gone.html",
+        "sub/index.html: dead link ../no.png"]
 
 WIDE = "<p>fine</p><div style='width:600px'>a fixed width</div>"
 CUT = "<pre style='overflow:hidden;white-space:pre'>" + "a long line that nobody sees the end of "*4 + "</pre>"
