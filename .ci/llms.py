@@ -33,13 +33,22 @@ def render():
     sections = yaml.safe_load((ROOT/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     title, promise = heading("index.ipynb")
     lines = [f"# {title}", "", f"> {promise}", "", INTRODUCTION]
-    for s in sections:
-        lines += ["", f"## {s['section']}", ""]
-        for path in s["contents"]:
+    for name, pages in parts(sections):
+        lines += ["", f"## {name}", ""]
+        for path in pages:
             name, promise = heading(path)
             page = _nbpath2html(PurePosixPath(path)).as_posix()
             lines.append(f"- [{name}]({cfg.doc_host}{cfg.doc_baseurl}/{page}): {plain(promise)}")
     return "\n".join(lines) + "\n"
+
+
+def parts(sections, within=""):
+    "Each part of the sidebar that holds pages: its name, with that of the part that it is in, and its pages."
+    for s in sections:
+        name = within + s["section"]
+        pages = [c for c in s["contents"] if isinstance(c, str)]
+        if pages: yield name, pages
+        yield from parts((c for c in s["contents"] if not isinstance(c, str)), f"{name}: ")
 
 
 def plain(text):
