@@ -97,7 +97,7 @@ def forest(
     ax: Any,                  # matplotlib Axes
     names: Sequence[str],     # of the rows, the first on top
     estimates: Sequence[Any], # with value, low and high: Estimates or their records
-    no_effect: float | None = None, # where a line is drawn
+    no_effect: float | None = None, # where a line is drawn, in the units of the axis
     kind: Sequence[int] | None = None, # number of the cue of each row
     digits: int = 2,
     unit: str = "", # behind each figure; "%" multiplies by 100
