@@ -20,6 +20,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import UserError, at_least, one_of, require, rng
+from ..figures import cue, name_lines, new_figure
 from ..files import atomic, cache_dir, digest_of, write_json, write_text
 from ..text.corpus import SPLITS, Corpus
 from diffusion_lm.text.difficulty import (
@@ -485,29 +486,30 @@ def stage_table(stages: list[Stage]) -> list[str]:
     return lines
 
 # %% ../../nbs/training/75_curriculum.ipynb #501d
-_COLORS = {"sentences": "tab:blue", "paragraphs": "tab:orange"}
-
 def _plot_histograms(ax, book: Book, cfg: CurriculumConfig):
     "The scores of sentences and of paragraphs; dotted: the hardest that a stage reads"
-    for level, color in _COLORS.items():
+    for i, level in enumerate(("sentences", "paragraphs")):
         score = getattr(book, level).score
-        ax.hist(score, bins=40, density=True, histtype="step", color=color, label=level)
+        look = cue(i, line=True) | {"marker": ""}
+        density, edges = np.histogram(score, bins=40, density=True)
+        ax.stairs(density, edges, color=look["color"], linestyle=look["linestyle"], lw=1.8)
+        ax.text(.01, .97 - .1*i, level, color=look["color"], transform=ax.transAxes, va="top", fontsize=9.5)
         for reads, easy in zip(cfg.reads, cfg.easy):
             if easy == 1 or reads != level: continue
-            ax.axvline(score.quantile(easy), color=color, ls=":", lw=1)
+            ax.axvline(score.quantile(easy), color=look["color"], ls=":", lw=1.2)
     ax.set(xlabel="difficulty", ylabel="density")
-    ax.legend(frameon=False)
 
 # %% ../../nbs/training/75_curriculum.ipynb #6015
 def _plot_course(ax, s): # a table of sentences
     "The mean difficulty of some sixty parts of the book"
     n = max(1, len(s)//60) # sentences in a part
     parts = len(s)//n
-    for k in ("lexical", "syntactic", "thematic", "score"):
+    for i, k in enumerate(("lexical", "syntactic", "thematic", "score")):
         mean = s[k].to_numpy()[:parts*n].reshape(-1, n).mean(1)
-        ax.plot(np.arange(parts)*n/len(s), mean, lw=2 if k == "score" else .8, label=k)
-    ax.set(xlabel="place in the book", ylabel="mean rank of sentences")
-    ax.legend(frameon=False, fontsize=7, ncol=2)
+        look = cue(i, line=True) | {"markevery": max(1, parts//8), "lw": 2.2 if k == "score" else 1}
+        ax.plot(np.arange(parts)*n/len(s), mean, label=k, **look)
+    ax.set(xlabel="place in the book, 0 to 1", ylabel="mean rank of sentences", xlim=(0, 1))
+    name_lines(ax)
 
 # %% ../../nbs/training/75_curriculum.ipynb #6016
 def plot_scores(
@@ -515,11 +517,9 @@ def plot_scores(
     cfg: CurriculumConfig | None = None,
 ): # a matplotlib figure
     "The scores of sentences and paragraphs, where stages end, and the difficulty along the book"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 3), layout="constrained")
-    left, right = fig.subplots(1, 2)
-    _plot_histograms(left, book, cfg or CurriculumConfig())
-    _plot_course(right, book.sentences)
+    fig, (upper, lower) = new_figure(height=5.6, rows=2)
+    _plot_histograms(upper, book, cfg or CurriculumConfig())
+    _plot_course(lower, book.sentences)
     return fig
 
 # %% ../../nbs/training/75_curriculum.ipynb #1002
