@@ -5,7 +5,6 @@ fields in a table: names, types, defaults, and the comments behind them. And whe
 nbdev's link to the source may lead to another module than that of the page; here it leads to the page's own.
 """
 import ast
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -13,16 +12,16 @@ from pathlib import Path
 from nbdev.config import get_config
 from nbdev.process import Processor
 
+from check_storeys import default_exp
+
 SIGNATURE = re.compile(r"```python\ndef (\w+)\(\n    \*args, \*\*kwargs\n\):\n```")
 SOURCE = re.compile(r"(\[source\]\([^)]*/blob/[^/]+/)([^#)]+)#L\d+(\))")
 
 
 def module_of(notebook):
     "The file below the repository's root that a notebook exports, or None"
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    code = ("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    found = next(filter(None, (re.search(r"^#\|\s*default_exp\s+(\S+)", s, re.M) for s in code)), None)
-    return found and f"{get_config().lib_name}/{found[1].replace('.', '/')}.py"
+    name = default_exp(Path(notebook))
+    return name and f"{get_config().lib_name}/{name.replace('.', '/')}.py"
 
 
 @cache

@@ -33,6 +33,7 @@ from diffusion_lm.files import cache_dir, write_json, write_text
 from diffusion_lm.lm import DiffusionLM
 from diffusion_lm.text.corpus import first_sentence, load_corpus, split
 from diffusion_lm.training.callbacks import progress
+from pages import relative
 
 PAGE = RECORDS/"conditioning"
 TEXT, ROOM = 96, 32      # tokens that are scored, and of a condition
@@ -147,7 +148,7 @@ def score():
                 print(name, reading, round(nats[kind, reading][-1].sum()/n_bytes.sum()/np.log(2), 4), flush=True)
     nats = {k: np.array(v) for k, v in nats.items()}  # (seeds, stories)
     def bits(v): return asdict(estimate_ratio(v, n_bytes, "bits/byte", "bound", "story", lambda r: r/np.log(2)))
-    def change(x, y): return asdict(estimate_ratio(nats[x], nats[y], "change", by="story", f=lambda r: r - 1))
+    def change(x, y): return asdict(relative(nats[x], nats[y], by="story"))
     out = {"stories": len(texts), "tokens": TEXT, "draws": DRAWS, "kinds": {}, "changes": {}}
     for (kind, reading), v in nats.items():
         seeds = (v.sum(1)/n_bytes.sum()/np.log(2)).tolist()

@@ -25,7 +25,7 @@ def load(name):
 
 # In this order, because later ones import earlier ones.
 llms, check_export, rules = load("llms"), load("check_export"), load("quarto_rules")
-width, own_symbols = load("check_width"), load("own_symbols")
+storeys, width, own_symbols = load("check_storeys"), load("check_width"), load("own_symbols")
 site, built_docs = load("check_site"), load("docs")
 
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}, "metadata": {}}
