@@ -146,7 +146,7 @@ def _drawn(text, column, line, at): # at: seconds, None for what was given
 
 def appearing_svg(
     sample: dict, # as for denoising_player
-    columns: int = 58,    # characters of a line
+    columns: int = 44,    # characters of a line
     seconds: float = 4.5, # until the last token is there
 ) -> str:
     "An SVG in which the text of a sample appears once; it stands still where less motion is wanted"
