@@ -1,9 +1,12 @@
 """Which page a `symbol` in prose links to where several modules define one of that name.
 
 nbdev links to the module that comes first in the alphabet: deploy/runtime, which repeats what an exported model needs,
-would hide sampling/policies. Here the page's own symbol comes first, then the order of the sidebar. settings.ini names
-this processor in place of nbdev's add_links.
+would hide sampling/policies. Here the page's own symbol comes first, then the order of the sidebar. And a plain word
+(`entropy`, `train`, `rows`) is often something else: an option, a method, a column. It becomes a link only on the page
+that defines it, or in a line that names that page. settings.ini names this processor in place of nbdev's add_links.
 """
+import posixpath
+import re
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -13,6 +16,12 @@ from nbdev.process import Processor
 
 
 def page_name(path): return _nbpath2html(PurePosixPath(path)).as_posix()
+
+
+def pages_named(line, own):
+    "The pages that a line of the notebook `own` has links to."
+    targets = re.findall(r"\]\(([^)#:]+\.ipynb)", line)
+    return {page_name(posixpath.normpath(posixpath.join(posixpath.dirname(own), target))) for target in targets}
 
 
 def notebooks_of(contents):
@@ -43,15 +52,30 @@ def choose(modules, pages, site):
     return links
 
 
+class Lookup(NbdevLookup):
+    "nbdev's links to symbols, with another choice among those of one name, and fewer for plain words"
+    def __init__(self, own, pages, lib, site):
+        super().__init__()
+        self.own, self.site, self.near = own, site, set()
+        self.syms = {**self.syms, **choose(self.entries[lib]["syms"], [page_name(own), *pages], site)}
+
+    def link_line(self, line):
+        self.near = {page_name(self.own), *pages_named(line, self.own)}
+        return super().link_line(line)
+
+    def doc(self, sym):
+        link = super().doc(sym)
+        if link is None or not (sym.isalpha() and sym.islower()): return link
+        return link if link.removeprefix(self.site).partition("#")[0] in self.near else None
+
+
 class SymbolLinks(Processor):
-    "nbdev's add_links, with another choice among symbols of one name"
+    "nbdev's add_links, with the links of `Lookup`"
     def begin(self):
         cfg = get_config()
-        own = Path(self.nb.path_).resolve().relative_to(Path(cfg.nbs_path).resolve())
-        pages = [page_name(own), *sidebar(cfg.config_path/"_quarto.yml")]
-        self.lookup = NbdevLookup()
-        modules = self.lookup.entries[cfg.lib_name]["syms"]
-        self.lookup.syms = {**self.lookup.syms, **choose(modules, pages, f"{cfg.doc_host}{cfg.doc_baseurl}/")}
+        own = Path(self.nb.path_).resolve().relative_to(Path(cfg.nbs_path).resolve()).as_posix()
+        pages, site = sidebar(cfg.config_path/"_quarto.yml"), f"{cfg.doc_host}{cfg.doc_baseurl}/"
+        self.lookup = Lookup(own, pages, cfg.lib_name, site)
 
     def cell(self, cell):
         if cell.cell_type == "markdown": cell.source = self.lookup.linkify(cell.source)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/".ci"))
@@ -283,6 +284,20 @@ def test_a_symbol_of_several_modules(own, page):
 
 def test_a_module_that_is_not_in_the_sidebar():
     assert symbol_links.choose(INDEX, ["deploy/runtime.html"], SITE)["draw"][0].startswith(f"{SITE}deploy")
+
+
+@pytest.mark.parametrize("own,line,linked", [
+    ("index.ipynb", "the samplers `margin` and `entropy`", False),
+    ("theory/24_likelihood.ipynb", "`entropy` of a row", True),  # its own
+    ("index.ipynb", "| [41 sampler](sampling/41_sampler.ipynb) | `denoise` |", True),
+    ("results/samplers.ipynb", "In the [loop](../sampling/41_sampler.ipynb#blocks), `denoise` goes on.", True),
+    ("results/samplers.ipynb", "In the [loop](sampling/41_sampler.ipynb), `denoise` goes on.", False),  # another folder
+    ("results/samplers.ipynb", "`make_model` and `Denoiser` are nothing else.", True)])
+def test_a_plain_word_is_a_link_where_its_page_is_named(own, line, linked):
+    cfg = get_config(cfg_name="settings.ini", path=ROOT)
+    site = f"{cfg.doc_host}{cfg.doc_baseurl}/"
+    lookup = symbol_links.Lookup(own, symbol_links.sidebar(ROOT/"_quarto.yml"), cfg.lib_name, site)
+    assert (f"]({site}" in lookup.link_line(line)) is linked
 
 
 def test_pages_of_the_sidebar():
