@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..core import UserError, clock, matmul_peak, one_of, pick_device
+from ..figures import cue, new_figure
 from ..files import read_json
 from ..models.make import preset_table
 from ..models.transformer import BaselineDreamModel, ModelConfig
@@ -274,20 +275,19 @@ def plot_device(
     ax=None,                      # matplotlib axes to draw on
 ):
     "Measured against predicted seconds of a step; the axes"
-    import matplotlib.pyplot as plt
     rows = device_rows(record, device)
     if not rows: raise UserError("the device has no figure for any precision of the record")
-    if ax is None: ax = plt.subplots(figsize=(5, 3.8), layout="constrained")[1]
+    if ax is None: _, ax = new_figure(4.6)
     points = [1e3*r[k] for r in rows for k in ("measured", "predicted")]
     low, high = .7*min(points), 1.4*max(points)
     ax.fill_between([low, high], [low, high], [2*low, 2*high], color="0.9", label="floor to twice the floor")
-    for p in dict.fromkeys(r["precision"] for r in rows):
+    for i, p in enumerate(dict.fromkeys(r["precision"] for r in rows)):
         some = [r for r in rows if r["precision"] == p]
         xs, ys = [1e3*r["predicted"] for r in some], [1e3*r["measured"] for r in some]
         for r, x, y in zip(some, xs, ys):
-            ax.annotate(str(r["batch"]), (x, y), xytext=(5, -9), textcoords="offset points", fontsize=7)
-        ax.plot(xs, ys, "o", label=p)
+            ax.annotate(str(r["batch"]), (x, y), xytext=(5, -9), textcoords="offset points", fontsize=9)
+        ax.plot(xs, ys, **cue(i), ls="none", label=p)
     _log_axes(ax, low, high)
     ax.set(xlabel=f"predicted for {rows[0]['device']}, ms a step", ylabel="measured, ms a step")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(frameon=False)
     return ax

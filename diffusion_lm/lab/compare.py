@@ -35,6 +35,7 @@ from diffusion_lm.evaluation.metrics import (
 )
 from ..evaluation.quality import Judge, distinct, judged_figures, ngrams, token_entropy
 from ..evaluation.style import Grams, _like, copied
+from ..figures import cue, forest, name_lines, new_figure, png
 from ..files import atomic, follow, read_json, read_jsonl, write_text
 from ..lm import DiffusionLM
 from ..models.transformer import n_params
@@ -390,31 +391,20 @@ def curve_of(
     return {"loss": loss[::1 + len(loss)//most], "validation": scored, "epoch": epoch}
 
 # %% ../../nbs/lab/81_compare.ipynb #c02b
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555") # Okabe and Ito
-_MARKS = "os^Dv*X"
-
-def _whisker(ax, y, e, colour, mark="o"):
-    "An estimate and its interval, at height y"
-    if e["low"] is not None: ax.plot([e["low"], e["high"]], [y, y], color=colour, lw=2)
-    ax.plot(e["value"], y, mark, color=colour, ms=7)
-
 def plot_scores(
     result: dict, # what compare returned
 ):
     "Bits per byte of each run, and the difference of every two"
-    from matplotlib.figure import Figure
     runs, pairs = result["runs"], result["pairs"]
-    fig = Figure(figsize=(9, 1.5 + .4*max(len(runs), len(pairs))), layout="constrained")
-    left, right = fig.subplots(1, 2)
-    for i, r in enumerate(runs): _whisker(left, i, r["bits_per_byte"], _COLOURS[i % 7], _MARKS[i % 7])
-    for i, p in enumerate(pairs): _whisker(right, i, p["difference"], "#333333")
+    heights = [1 + len(runs), 1 + len(pairs)]
+    fig, (above, below) = new_figure(height=1 + .32*sum(heights), rows=2, height_ratios=heights)
     bound = {"bound": " (≤)", "exact": ""}
-    left.set_yticks(range(len(runs)), [r["run"] + bound[r["bits_per_byte"]["kind"]] for r in runs])
-    right.set_yticks(range(len(pairs)), [f"{p['worse']} − {p['better']}" for p in pairs])
-    left.set(xlabel="bits per byte on held-out text (≤: upper bound)", ylim=(len(runs) - .5, -.5))
-    right.set(xlabel="difference in bits per byte, paired", ylim=(len(pairs) - .5, -.5))
-    right.axvline(0, color="0.6", lw=1, ls=":")
-    for ax in (left, right): ax.grid(alpha=.3, axis="x")
+    names = [r["run"] + bound[r["bits_per_byte"]["kind"]] for r in runs]
+    forest(above, names, [r["bits_per_byte"] for r in runs], kind=[*range(len(runs))], digits=3)
+    above.set_xlabel("bits per byte on held-out text (≤: upper bound)")
+    names = [f"{p['worse']} − {p['better']}" for p in pairs]
+    forest(below, names, [p["difference"] for p in pairs], 0, [6]*len(pairs), digits=3)
+    below.set_xlabel("difference in bits per byte, paired")
     return fig
 
 # %% ../../nbs/lab/81_compare.ipynb #c02c
@@ -432,18 +422,15 @@ def plot_curves(
     result: dict, # what compare returned
 ):
     "Losses and validation scores of all runs, over tokens and epochs"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = fig.subplots(1, 2)
+    fig, axes = new_figure(height=6, rows=2)
     for i, (label, c) in enumerate(result["curves"].items()):
-        look = {"color": _COLOURS[i % 7], "label": label}
-        if c["loss"]: axes[0].plot(*zip(*c["loss"]), lw=1.2, ls=("-", "--", "-.", ":")[i % 4], **look)
-        if c["validation"]: axes[1].plot(*zip(*c["validation"]), marker=_MARKS[i % 7], lw=1.2, ms=5, **look)
+        for ax, k in zip(axes, ("loss", "validation")):
+            look = cue(i, True) | ({"marker": ""} if k == "loss" else {})
+            if c[k]: ax.plot(*zip(*c[k]), lw=1.2, **look, label=label)
     for ax, name in zip(axes, ("training loss, nats per token", "validation, bits per byte")):
         ax.set(xlabel="tokens seen", ylabel=name)
         _epochs_above(ax, [c["epoch"] for c in result["curves"].values()])
-        if ax.lines: ax.legend(frameon=False)
-        ax.grid(alpha=.3)
+        name_lines(ax)
     return fig
 
 # %% ../../nbs/lab/81_compare.ipynb #c02e
@@ -686,6 +673,6 @@ def write_report(
     path = check_report(path)
     figures = {f"{path.stem}-scores.png": plot_scores, f"{path.stem}-curves.png": plot_curves}
     for name, plot in figures.items():
-        with atomic(path.with_name(name)) as tmp: plot(result).savefig(tmp, dpi=120, format="png")
+        with atomic(path.with_name(name)) as tmp: tmp.write_bytes(png(plot(result)))
     write_text(path, report_of(result, command, path.stem.replace(" ", "%20")))
     return [path, *map(path.with_name, figures)]

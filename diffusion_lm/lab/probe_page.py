@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..figures import COLOURS, name_lines, new_figure, png, shades
 from ..files import atomic, digest, read_jsonl, refill_folder, write_json, write_text
 from .probes import probe_model
 from ..training.monitor import spread
@@ -228,16 +229,6 @@ def probe_run(
 _COLOR = {"fine": "#0072B2", "look": "#E69F00", "alarming": "#D55E00", "not measured": "#888888"}
 _MARK = {"fine": "o", "look": "s", "alarming": "X", "not measured": "."}
 
-def _figure(columns, width, height, rows=1, **kw):
-    "A figure and its axes, (rows,columns)"
-    from matplotlib.figure import Figure  # half a second
-    fig = Figure(figsize=(width, height), layout="constrained")
-    return fig, fig.subplots(rows, columns, squeeze=False, **kw)
-
-def _shades(n):
-    from matplotlib import colormaps
-    return [colormaps["viridis"](.9*i/max(1, n - 1)) for i in range(n)]
-
 def _masked(ratio, causal=False): return "from left to right" if causal else f"{100*ratio:.0f} % masked"
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g026
@@ -245,9 +236,10 @@ def _heat(ax, g, j, limits):
     "The norms at the j-th mask ratio as a heatmap: groups by measurements"
     z = np.log10(np.maximum(np.array(g["norms"])[:, :, j].T, 1e-12))
     image = ax.imshow(z, aspect="auto", origin="lower", cmap="cividis", vmin=limits[0], vmax=limits[1])
-    ticks = np.unique(np.linspace(0, len(g["steps"]) - 1, 4).round().astype(int))
+    ticks = np.unique(np.linspace(0, len(g["steps"]) - 1, 3).round().astype(int))
     ax.set(yticks=range(len(g["groups"])), yticklabels=g["groups"], xlabel="step", xticks=ticks)
     ax.set_xticklabels([g["steps"][i] for i in ticks])
+    ax.grid(visible=False)
     return image
 
 def _plot_gradients(p, rows):
@@ -256,40 +248,39 @@ def _plot_gradients(p, rows):
     if not g: return None
     z = np.log10(np.maximum(g["norms"], 1e-12))
     n = len(g["ratios"])
-    fig, axes = _figure(n, 1.6 + 2.2*n, 1.3 + .28*len(g["groups"]), sharey=True)
+    fig, axes = new_figure(height=1.6 + .28*len(g["groups"]), columns=n, sharey=True, squeeze=False)
     for j, ax in enumerate(axes[0]):
         image = _heat(ax, g, j, (z.min(), z.max()))
         ax.set_title(_masked(g["ratios"][j], p["kind"] == "causal"), fontsize=10)
-    fig.colorbar(image, ax=axes[0].tolist(), label="log10 of the gradient's norm")
+    fig.colorbar(image, ax=axes[0].tolist(), label="log10 of the gradient's norm", location="bottom")
     return fig
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g027
 def _plot_heavy(ax, g):
     "Of each layer group, the gradient at the heaviest masks over that at the lightest"
     z = np.maximum(g["norms"], 1e-12)
-    for k, (name, color) in enumerate(zip(g["groups"], _shades(len(g["groups"])))):
+    for k, (name, color) in enumerate(zip(g["groups"], shades(len(g["groups"])))):
         ax.plot(g["steps"], z[:, k, -1]/z[:, k, 0], ".-", lw=1, color=color, label=name)
     ax.axhline(1, color="0.6", lw=.8, ls=":")
     heavy, light = (f"{100*r:.0f} %" for r in (g["ratios"][-1], g["ratios"][0]))
     ax.set(yscale="log", xlabel="step", ylabel=f"norm at {heavy} over {light} masked")
-    ax.legend(frameon=False, fontsize=7, ncols=2)
-    ax.grid(alpha=.3)
+    name_lines(ax, 9)
 
 def _plot_parts(ax, g):
     "Of each layer group, its part of the whole gradient"
     z = (np.array(g["norms"])**2).mean(2)
-    for k, (name, color) in enumerate(zip(g["groups"], _shades(len(g["groups"])))):
+    for k, (name, color) in enumerate(zip(g["groups"], shades(len(g["groups"])))):
         ax.plot(g["steps"], z[:, k]/np.maximum(z.sum(1), 1e-30), ".-", lw=1, color=color, label=name)
     ax.set(xlabel="step", ylabel="part of the squared norm", ylim=(0, 1))
-    ax.grid(alpha=.3)
+    name_lines(ax, 9)
 
 def _plot_ratios(p, rows):
     "Ratios of gradients: heavy over light masks, and layer over all"
     g = p["training"] and p["training"]["gradients"]
     if not g or len(g["ratios"]) < 2: return None
-    fig, axes = _figure(2, 8, 3)
-    _plot_heavy(axes[0, 0], g)
-    _plot_parts(axes[0, 1], g)
+    fig, (above, below) = new_figure(height=5.6, rows=2)
+    _plot_heavy(above, g)
+    _plot_parts(below, g)
     return fig
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g029
@@ -313,41 +304,40 @@ def _plot_row(ax, y, row):
 def _plot_matrix(ax, rows):
     for y, row in enumerate(reversed(rows)):
         _plot_row(ax, y, row)
-        ax.annotate(f"{row.value:.3g}  {row.verdict}", (3.1, y), fontsize=8, va="center", annotation_clip=False,
+        ax.annotate(f"{row.value:.3g}  {row.verdict}", (3.1, y), fontsize=9, va="center", annotation_clip=False,
                     color=_COLOR[row.verdict])
     ax.set(xlim=(-2, 3), yticks=range(len(rows)), xticks=(0, 1), ylim=(-.6, len(rows) - .4))
-    ax.set_yticklabels([MEASURES[r.key].name for r in reversed(rows)], fontsize=8)
-    ax.set_xticklabels(["lowest\nfine", "highest\nfine"], fontsize=8)
-    ax.grid(axis="x", alpha=.3)
+    ax.set_yticklabels([MEASURES[r.key].name for r in reversed(rows)])
+    ax.set_xticklabels(["lowest\nfine", "highest\nfine"])
+    ax.grid(axis="y", visible=False)
 
 def _plot_health(p, rows):
     "The health matrix"
-    fig, axes = _figure(1, 8, .9 + .27*len(rows))
-    _plot_matrix(axes[0, 0], rows)
+    fig, ax = new_figure(height=.9 + .27*len(rows))
+    _plot_matrix(ax, rows)
     return fig
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g030
 def _plot_loss(ax, t):
     "Training and validation loss, and the norm of the gradient"
-    ax.plot(t["loss"]["steps"], t["loss"]["values"], lw=1, color="0.5", label="training")
+    ax.plot(t["loss"]["steps"], t["loss"]["values"], lw=1, color="0.5", marker="", label="training")
     v = t["validation"]
-    if v["steps"]: ax.plot(v["steps"], v["values"], "o-", ms=3, color=_COLOR["fine"], label="validation")
+    if v["steps"]: ax.plot(v["steps"], v["values"], "o-", ms=4, color=_COLOR["fine"], label="validation")
     ax.set(xlabel="step", ylabel="nats per token")
-    ax.legend(frameon=False, fontsize=8, loc="upper right")
-    ax.grid(alpha=.3)
+    ax.legend(frameon=False, loc="upper right")
 
 def _plot_dashboard(p, rows):
     "Loss, gradients at the heaviest masks, their ratios, and the health matrix"
     t = p["training"]
     if not t or not t["loss"]["steps"]: return None
-    fig, axes = _figure(2, 12, 7.5, 2)
+    fig, axes = new_figure(12, 7.5, 2, 2) # for a wide screen: its parts are figures of their own
     _plot_loss(axes[0, 0], t)
     _plot_matrix(axes[0, 1], rows)
-    if t["gradients"] is None:
+    g = t["gradients"]
+    if g is None:
         for ax in axes[1]: ax.set_axis_off()
         axes[1, 0].annotate("the log has no gradients by layer", (.5, .5), xycoords="axes fraction", ha="center")
         return fig
-    g = t["gradients"]
     z = np.log10(np.maximum(g["norms"], 1e-12))
     image = _heat(axes[1, 0], g, -1, (z.min(), z.max()))
     axes[1, 0].set_title(_masked(g["ratios"][-1], p["kind"] == "causal"), fontsize=10)
@@ -361,36 +351,43 @@ def _plot_attention(p, rows):
     if not p["attention"]: return None
     n, kinds = len(p["attention"]), ("entropy", "self", "near")
     layers = len(p["attention"][0]["self"])
-    fig, axes = _figure(n, 1.2 + 2*n, 1.2 + 3*(.5 + .25*layers), 3, sharex=True, sharey=True)
+    fig, axes = new_figure(
+        height=1.6 + 3*(.4 + .3*layers), rows=3, columns=n, sharex=True, sharey=True, squeeze=False)
     for row, kind in zip(axes, kinds):
         for ax, a in zip(row, p["attention"]):
             image = ax.imshow(a[kind], aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
-            ax.set_title(f"{kind}, {_masked(a['ratio'], p['kind'] == 'causal')}", fontsize=8)
-        row[0].set_ylabel("layer")
+            ax.grid(visible=False)
+        row[0].set_ylabel(f"{kind}\nlayer")
+    for ax, a in zip(axes[0], p["attention"]): ax.set_title(_masked(a["ratio"], p["kind"] == "causal"), fontsize=10)
     for ax in axes[-1]: ax.set(xlabel="head", xticks=range(np.shape(a[kind])[1]), yticks=range(layers))
-    fig.colorbar(image, ax=axes.ravel().tolist(), label="share, or part of the largest entropy")
+    fig.colorbar(image, ax=axes.ravel().tolist(), label="share, or part of the largest entropy", location="bottom")
     return fig
 
 def _plot_calibration(p, rows):
     "Accuracy against confidence, at each mask ratio"
-    fig, axes = _figure(len(p["said"]), 1 + 2.4*len(p["said"]), 2.9, sharey=True)
-    for ax, s, color in zip(axes[0], p["said"], _shades(len(p["said"]))):
+    down = -(-len(p["said"])//2)
+    fig, axes = new_figure(height=2.5*down, rows=down, columns=2, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[len(p["said"]):]: ax.set_axis_off()
+    for ax, s in zip(axes.flat, p["said"]):
         c = s["calibration"]
         n, x, y = (np.array(c[k]) for k in ("n", "confidence", "accuracy"))
         x, y, n = x[n > 4], y[n > 4], n[n > 4]
-        ax.plot([0, 1], [0, 1], color="0.6", lw=.8, ls=":")
-        ax.errorbar(x, y, 1.96*np.sqrt(np.maximum(y*(1 - y), .25/n)/n), fmt="o-", ms=4, lw=1, capsize=2, color=color)
-        ax.set(title=_masked(s["ratio"], p["kind"] == "causal"), xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
-        ax.annotate(f"error {c['error']:.3f}\nby chance {c['by_chance']:.3f}", (.05, .82), fontsize=8)
-    axes[0, 0].set_ylabel("accuracy")
+        ax.plot([0, 1], [0, 1], color="0.6", lw=.8, ls=":", marker="")
+        error = 1.96*np.sqrt(np.maximum(y*(1 - y), .25/n)/n)
+        ax.errorbar(x, y, error, fmt="o-", ms=4, lw=1, capsize=2, color=COLOURS[0])
+        ax.set_title(_masked(s["ratio"], p["kind"] == "causal"), fontsize=10)
+        ax.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, .5, 1))
+        ax.annotate(f"error {c['error']:.3f}\nby chance {c['by_chance']:.3f}", (.05, .82), fontsize=9)
+    for ax in axes[:, 0]: ax.set_ylabel("accuracy")
+    for ax in axes[-1]: ax.set_xlabel("confidence")
     return fig
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g033
 def _plot_frequency(p, rows):
     "Predicted over true share of each band of tokens, at each mask ratio"
-    fig, axes = _figure(1, 5.6, 3)
-    ax, n = axes[0, 0], len(p["said"][0]["true_shares"])
-    for s, color in zip(p["said"], _shades(len(p["said"]))):
+    fig, ax = new_figure(height=3)
+    n = len(p["said"][0]["true_shares"])
+    for s, color in zip(p["said"], shades(len(p["said"]))):
         true, said = (np.maximum(s[k], 1e-9) for k in ("true_shares", "said_shares"))
         label = _masked(s["ratio"], p["kind"] == "causal")
         ax.plot(range(1, n + 1), said/true, "o-", ms=4, lw=1, color=color, label=label)
@@ -398,8 +395,7 @@ def _plot_frequency(p, rows):
     ax.set(xlabel="band of tokens, the most frequent first", ylabel="predicted over true share", yscale="log")
     ax.set_yticks([.5, .7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"], minor=False)
     ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=8)
-    ax.grid(alpha=.3)
+    name_lines(ax)
     return fig
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g03c
@@ -407,28 +403,25 @@ def _plot_order(p, rows):
     "The mean step at which each place is written"
     if not p["order"]: return None
     o = p["order"]
-    fig, axes = _figure(1, 5.6, 3)
-    ax, y = axes[0, 0], o["by_position"]
+    fig, ax = new_figure(height=3)
+    y = o["by_position"]
     ax.plot((np.arange(len(y)) + .5)/len(y), y, ".-", color=_COLOR["fine"])
     ax.axhline(np.mean(y), color="0.6", lw=.8, ls=":")
-    ax.set(xlabel="place in the text", ylabel="mean step, of all", ylim=(0, 1),
-           title=f"left to right {o['position']:+.2f}, frequent first {o['frequent_first']:+.2f}, "
-                 f"beside {o['beside']:+.2f}")
-    ax.title.set_fontsize(9)
-    ax.grid(alpha=.3)
+    ax.set(xlabel="place in the text", ylabel="mean step, of all", ylim=(0, 1))
+    how = f"left to right {o['position']:+.2f}, frequent first {o['frequent_first']:+.2f}, beside {o['beside']:+.2f}"
+    ax.set_title(how, loc="left", fontsize=9)
     return fig
 
 def _plot_convergence(p, rows):
     "The share of tokens that are final after each step"
     if not p["convergence"]: return None
     a = p["convergence"]["agreement"]
-    fig, axes = _figure(1, 5.6, 3)
+    fig, ax = new_figure(height=3)
     x = np.linspace(0, 1, len(a))
-    axes[0, 0].plot(x, a, "o-", ms=4, color=_COLOR["fine"], label="first guesses that are final")
-    axes[0, 0].plot(x, x, color="0.6", lw=.8, ls=":", label="revealed")
-    axes[0, 0].set(xlabel="part of the denoising steps", ylabel="share of the tokens", ylim=(0, 1))
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    axes[0, 0].grid(alpha=.3)
+    ax.plot(x, a, "o-", ms=4, color=_COLOR["fine"], label="first guesses that are final")
+    ax.plot(x, x, color="0.6", lw=1, ls=":", marker="", label="revealed")
+    ax.set(xlabel="part of the denoising steps", ylabel="share of the tokens", ylim=(0, 1))
+    ax.legend(frameon=False)
     return fig
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g035
@@ -456,7 +449,7 @@ _OF_TRAINING = (
             "a row that is darker than its neighbours by a unit or more (a layer that does not learn), or one that "
             "turns bright late (a layer that explodes).", _NO_GRADIENTS),
     Picture("ratios", "Ratios of gradients", _plot_ratios,
-            "Left: above 1, heavily masked text pulls a layer harder than lightly masked text. Right: which layer has "
+            "Above: over 1, heavily masked text pulls a layer harder than lightly masked text. Below: which layer has "
             "which part of the whole gradient.",
             "a line that leaves the others by a factor of ten, or one layer with nearly all of the gradient.",
             _NO_GRADIENTS),
@@ -503,11 +496,11 @@ _VERDICTS = {
     "not measured": "the ranges were measured on bidirectional models, and this is another kind"}
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g039
-def _section(picture, png):
-    "A section of the page; without a `png`, why the run does not have the figure"
+def _section(picture, drawn):
+    "A section of the page; where nothing was drawn, why the run does not have the figure"
     title = f"<h2>{html.escape(picture.title)}</h2>"
-    if png is None: return f"{title}<p>{html.escape(picture.missing)}</p>"
-    data = base64.b64encode(png).decode()
+    if drawn is None: return f"{title}<p>{html.escape(picture.missing)}</p>"
+    data = base64.b64encode(drawn).decode()
     return (f'{title}<img src="data:image/png;base64,{data}" alt="{html.escape(picture.title)}">'
             f"<p><b>How to read it.</b> {html.escape(picture.read)} <b>Alarming:</b> {html.escape(picture.alarm)}</p>")
 
@@ -546,8 +539,8 @@ def write_page(
         for z in PICTURES:
             fig = z.draw(p, rows)
             if fig is None: continue
-            with atomic(tmp/f"{z.name}.png") as path: fig.savefig(path, dpi=110, format="png")
-            pngs[z.name] = (tmp/f"{z.name}.png").read_bytes()
+            pngs[z.name] = png(fig)
+            with atomic(tmp/f"{z.name}.png") as path: path.write_bytes(pngs[z.name])
         write_text(tmp/"index.html", _html(p, rows, pngs))
         write_json(tmp/"probes.json", p | {"digests": {f.name: digest(f) for f in sorted(tmp.iterdir())}})
     refill_folder(folder, fill, "probes.json")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..core import UserError, require
 from ..evaluation.metrics import estimate_ratio
+from ..figures import cue, new_figure
 from ..models.thought import newest_first
 
 # %% ../../nbs/lab/84_thought_probes.ipynb #0006
@@ -74,15 +75,14 @@ def evolution(
 # %% ../../nbs/lab/84_thought_probes.ipynb #000c
 def plot_evolution(runs: dict): # {name: what evolution returned}
     "Norm, velocity, correlation and drift by place in the segment"
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 4, figsize=(12, 2.6), layout="constrained")
-    for ax, k in zip(axes, ("norm", "velocity", "correlation", "drift")):
+    fig, axes = new_figure(height=4.6, rows=2, columns=2)
+    for ax, k in zip(axes.flat, ("norm", "velocity", "correlation", "drift")):
         first = 2 if k in ("velocity", "correlation") else 1 # these compare a thought with the one before
-        for name, e in runs.items():
-            ax.plot(range(first, 1 + len(e["norm"])), e[k], marker=".", label=name)
-        ax.set(title=k, xlabel="passage")
-        ax.set_xticks(range(1, 1 + len(e["norm"])))
-    axes[0].legend(fontsize=8)
+        for i, (name, e) in enumerate(runs.items()):
+            ax.plot(range(first, 1 + len(e["norm"])), e[k], **cue(i, True), label=name)
+        ax.set_title(k, loc="left")
+        ax.set(xlabel="passage", xticks=range(1, 1 + len(e["norm"])))
+    axes[0, 0].legend(frameon=False)
     return fig
 
 # %% ../../nbs/lab/84_thought_probes.ipynb #000f

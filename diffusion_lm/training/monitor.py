@@ -25,6 +25,7 @@ from torch import nn
 
 from ..core import UserError, rng
 from ..evaluation.metrics import LEVELS, by_level, looking, score_windows
+from ..figures import name_lines, new_figure, png, shades
 from ..files import atomic, read_jsonl
 from ..models.layers import Attention, rope
 from ..sampling.sampler import denoise
@@ -448,24 +449,21 @@ def measure(self:Monitor, tier, model, learn):
 
 # %% ../../nbs/training/74_monitor.ipynb #0040
 class _Panel(NamedTuple):
-    "One of several small axes in a row"
+    "One of several axes, one below the other"
     title: str
     x: list
     lines: dict # label → ys; lines go from dark to light
     axes: dict  # options: xlabel, ylim, …
 
 def _plot(path, panels):
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(3.2*len(panels), 2.8), layout="constrained")
-    for ax, p in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels):
-        for j, (label, ys) in enumerate(p.lines.items()):
-            color = colormaps["viridis"](j/len(p.lines))
-            ax.plot(p.x, np.array(ys, float), ".-", lw=1, ms=4, label=label, color=color)
-        ax.set(title=p.title, **p.axes)
-        ax.grid(alpha=.3)
-        if len(p.lines) <= 8: ax.legend(frameon=False, fontsize=7)
-    with atomic(path) as tmp: fig.savefig(tmp, dpi=110, format="png")
+    fig, axes = new_figure(height=2.5*len(panels), rows=len(panels), squeeze=False)
+    for ax, p in zip(axes[:, 0], panels):
+        for (label, ys), color in zip(p.lines.items(), shades(len(p.lines))):
+            ax.plot(p.x, np.array(ys, float), ".-", lw=1, color=color, label=label)
+        ax.set(**p.axes)
+        ax.set_title(p.title, loc="left")
+        if len(p.lines) <= 8: name_lines(ax, 9)
+    with atomic(path) as tmp: tmp.write_bytes(png(fig))
 
 # %% ../../nbs/training/74_monitor.ipynb #n021
 def _records(run, *kinds):

@@ -17,6 +17,7 @@ import torch
 
 from ..core import UserError, require
 from ..evaluation.metrics import Estimate, evaluate_split, interval
+from ..figures import cue, new_figure, png
 from ..files import atomic, cache_dir, read_json, read_jsonl
 from ..text.corpus import Corpus, load_data
 from ..text.reading import is_pipe
@@ -119,7 +120,7 @@ def _mark_stages(ax, log, tokens):
         x = tokens(r["step"])
         ax.axvline(x, color="0.6", lw=.8, ls=":")
         ax.annotate(r["stage"]["name"], (x, 0), (3, 3), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", fontsize=7, color="0.4")
+                    textcoords="offset points", fontsize=9, color="0.4")
 
 def _fit_axis(ax, train, valid):
     "Show what comes after the first tenth, whose losses fall from far above"
@@ -131,23 +132,21 @@ def plot_loss(
     run, # a run's folder
 ):
     "Draw the training and validation losses of a run into `loss.png`"
-    from matplotlib.figure import Figure
     file = Path(run)/"log.jsonl"
     log = read_jsonl(file) if file.exists() else [] # a run that was shorter than a line of its log
     tokens = _tokens_at(log)
     train = [(r["tokens"], r["loss"]) for r in log if r.get("loss") is not None]
     valid = [(tokens(r["step"]), r["validation"]["nats_per_token"]) for r in log if "validation" in r]
-    fig = Figure(figsize=(6.4, 3.4), layout="constrained")
-    ax = fig.subplots()
-    if train: ax.plot(*zip(*train), lw=.8, alpha=.7, label="training (mean of each log line)")
-    if valid: ax.plot(*zip(*valid), "o-", ms=4, label="validation")
-    ax.set(xlabel="tokens seen", ylabel="nats per token", title=Path(run).name)
+    fig, ax = new_figure(height=3.2)
+    if train: ax.plot(*zip(*train), **cue(6, True) | {"marker": "", "linestyle": "-", "lw": 1}, label="training")
+    if valid: ax.plot(*zip(*valid), **cue(0, True), label="validation")
+    ax.set(xlabel="tokens seen", ylabel="nats per token")
+    ax.set_title(Path(run).name, loc="left")
     _mark_stages(ax, log, tokens)
     if train or valid:
         _fit_axis(ax, train, valid)
         ax.legend(frameon=False, loc="upper right")
-    ax.grid(alpha=.3)
-    with atomic(Path(run)/"loss.png") as tmp: fig.savefig(tmp, dpi=110, format="png")
+    with atomic(Path(run)/"loss.png") as tmp: tmp.write_bytes(png(fig))
 
 # %% ../../nbs/training/77_report.ipynb #000f
 _COMPRESSORS = {"gzip": "gzip -9", "xz": "xz -9"}
