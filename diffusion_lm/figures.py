@@ -103,7 +103,7 @@ def shown(
 
 # %% ../nbs/06_figures.ipynb #fg19
 def _ends(e):
-    "Value, low and high of an `Estimate`, or of a record of one; low and high are None where there is no interval"
+    "Value, low and high of an `Estimate`, or of a record of one; low and high may be missing (None)"
     return tuple(e[k] if isinstance(e, dict) else vars(e)[k] for k in ("value", "low", "high"))
 
 def _figures(value, low, high, sign, digits, unit, ranges):

@@ -356,7 +356,52 @@ class Error(ValueError): "A mistake"
 
 @patch
 def open(self:Box): return 1
+
+@dataclass(frozen=True)
+class Frame:
+    "How it is framed"
+    names: list = field(default_factory=list)
+    # in millimetres,
+    # on each side
+    border: float = 1e-3
+    open: Callable = field(default_factory=lambda: print)
+
+class Door:
+    # not about its width
+    def __init__(self, width: int, *, glass="clear"): self.width = width
+
+class Gate(Door): "Inherits"
+
+@patch(as_prop=True)
+def area(self:Box) -> "int": # in square pixels
+    return 1
+
+@patch
+def save(
+    self:Box,
+    path: str | Path, # where to,
+                      # and under which name
+    keep: bool = False,
+    *more,
+    # what is written
+    # beside it
+    extra: float = 1e-3,
+    **options, # of the writer
+) -> Path: # of the file
+    "Write it"
+
+def one(x: int) -> int: ... # of x
+
+async def long(one_name: str = "a default", another_name: str = "another", a_third_name: str = "a third"): ...
 '''
+
+SAVE = '''def save(
+    path: str | Path, # where to, and under which name
+    keep: bool = False,
+    *more,
+    extra: float = 1e-3, # what is written beside it
+    **options, # of the writer
+) -> Path # of the file'''
 
 def test_fields_of_classes(tmp_path):
     (tmp_path/"a.py").write_text(MODULE)
@@ -366,19 +411,42 @@ def test_fields_of_classes(tmp_path):
                            ["`names`", "`tuple \\| None`", "`None`", ""]]
     assert rows["Bare"] == rows["Error"] == []
     assert own_symbols.table(rows["Rule"]).splitlines() == [
-        "| field | default | what it is |", "| :-- | :-- | :-- |", "| `exact` | `'no'` | does it draw? |"]
-    assert own_symbols.signature(own_symbols.definition(tree, "Error")) == "```python\nclass Error(ValueError)\n```"
+        "| field | default | what it is |", "| :-- | :-- | :------ |", "| `exact` | `'no'` | does it draw? |"]
+    assert own_symbols.record(own_symbols.definition(tree, "Error")) == "class Error(ValueError)"
+    assert own_symbols.record(own_symbols.definition(tree, "Frame")) == "@dataclass(frozen=True)\nclass Frame"
+    assert rows["Frame"] == [["`names`", "`list`", "`list()`", ""],
+                             ["`border`", "`float`", "`0.001`", "in millimetres, on each side"],
+                             ["`open`", "`Callable`", "`print`", ""]]
     assert own_symbols.definition(tree, "Box.open").lineno == 18 and own_symbols.definition(tree, "Rule.open") is None
+
+def test_signatures(tmp_path):
+    (tmp_path/"a.py").write_text(MODULE)
+    tree, lines = own_symbols.read(tmp_path/"a.py")
+    def signature(name): return own_symbols.function(own_symbols.definition(tree, name), lines)
+    assert signature("Box.open") == "def open()"
+    assert signature("Box.area") == "@property\ndef area() -> int # in square pixels"
+    assert signature("Box.save") == SAVE
+    assert signature("one") == "def one(\n    x: int, # of x\n) -> int"
+    assert signature("long").splitlines() == [
+        "def long(", '    one_name: str = "a default",', '    another_name: str = "another",',
+        '    a_third_name: str = "a third",', ")"]
+    known = own_symbols.classes(tmp_path)
+    init, where = own_symbols.init_of(*known["Gate"], known)
+    assert own_symbols.called(init, "class Gate", where) == 'class Gate(width: int, *, glass="clear")'
+    assert own_symbols.init_of(*known["Rule"], known) is None
 
 def test_a_class_and_its_source(tmp_path, monkeypatch):
     "nbdev's own text of a class, and what becomes of it"
     given = ("[source](https://site/blob/main/lib/other.py#L9){target=x}\n\n### Box\n\n"
              "```python\ndef Box(\n    *args, **kwargs\n):\n```\n\n*A box*")
     (tmp_path/"a.py").write_text(MODULE)
-    monkeypatch.setattr(own_symbols, "get_config", lambda: SimpleNamespace(config_path=tmp_path))
+    monkeypatch.setattr(own_symbols, "get_config", lambda: SimpleNamespace(config_path=tmp_path, lib_name="."))
     mend = own_symbols.OwnSymbols(None)
     mend.path = "a.py"
     text = mend.mend(given, "Box")
     assert "/blob/main/a.py#L2)" in text and "class Box(NamedTuple)" in text and "*args" not in text
     assert text.index("*A box*") < text.index("| field |")
     assert mend.mend(given, "Missing") == given
+    assert "class Gate(width: int, *" in mend.mend(given.replace("*args, **kwargs", "width:int, *"), "Gate")
+    of_bare = given.replace("*args, **kwargs", "nothing:int") # from a class that is not in this package
+    assert "nothing:int" in mend.mend(of_bare, "Rule")
