@@ -10,6 +10,7 @@ here it leads to the page's own.
 import ast
 import re
 from functools import cache
+from html import escape
 from itertools import takewhile
 from pathlib import Path
 
@@ -65,21 +66,26 @@ def default_of(value):
     return ast.unparse(made.body) if isinstance(made, ast.Lambda) else f"{ast.unparse(made)}()"
 
 
+def code(text):
+    "Code for the cell of a table, where a bar would end the cell, and a backslash before it would be seen"
+    return f"<code>{escape(text).replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+
+
 def fields(node, lines):
-    "Rows of a table: name, type, default and comment of each field of a class"
+    "Rows of a table: each field of a class, with its type and default as in the source, and its comment"
     for stmt in node.body:
-        if isinstance(stmt, ast.AnnAssign): name, kind = ast.unparse(stmt.target), ast.unparse(stmt.annotation)
-        elif isinstance(stmt, ast.Assign): name, kind = ast.unparse(stmt.targets[0]), ""
+        if isinstance(stmt, ast.AnnAssign):
+            name, text = ast.unparse(stmt.target), f"{ast.unparse(stmt.target)}: {ast.unparse(stmt.annotation)}"
+        elif isinstance(stmt, ast.Assign): name = text = ast.unparse(stmt.targets[0])
         else: continue
         default = default_of(stmt.value)
-        texts = [f"`{t}`" if t else "" for t in (name, kind, default)]
-        said = remark(lines, stmt.lineno, stmt.end_lineno)
-        if not name.startswith("_"): yield [t.replace("|", "\\|") for t in (*texts, said)]
+        said = remark(lines, stmt.lineno, stmt.end_lineno).replace("|", "\\|")
+        if not name.startswith("_"): yield [code(f"{text} = {default}" if default else text), said]
 
 
 def table(rows):
-    "Rows as Markdown, without the columns that are empty; the dashes are the widths where a row is long"
-    heads = {"field": ":--", "type": ":---", "default": ":--", "what it is": ":------"}
+    "Rows as Markdown, without comments if there are none; the dashes are the widths where a row is long"
+    heads = {"field": ":---", "what it is": ":-----"}
     columns = [(*head, *cells) for head, cells in zip(heads.items(), zip(*rows), strict=True) if any(cells)]
     return "\n".join("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
 

@@ -343,7 +343,7 @@ class Box(NamedTuple):
     "A box"
     width: int           # in pixels,
                          # at most 9
-    names: tuple | None = None
+    names: tuple["str"] | None = None
     _own: int = 0 # not shown
 
 class Rule(Base):
@@ -407,16 +407,17 @@ def test_fields_of_classes(tmp_path):
     (tmp_path/"a.py").write_text(MODULE)
     tree, lines = own_symbols.read(tmp_path/"a.py")
     rows = {n.name: [*own_symbols.fields(n, lines)] for n in tree.body if hasattr(n, "bases")}
-    assert rows["Box"] == [["`width`", "`int`", "", "in pixels, at most 9"],
-                           ["`names`", "`tuple \\| None`", "`None`", ""]]
+    assert rows["Box"] == [["`width: int`", "in pixels, at most 9"],
+                           ["<code>names: tuple[&#x27;str&#x27;] &#124; None = None</code>", ""]]
     assert rows["Bare"] == rows["Error"] == []
     assert own_symbols.table(rows["Rule"]).splitlines() == [
-        "| field | default | what it is |", "| :-- | :-- | :------ |", "| `exact` | `'no'` | does it draw? |"]
+        "| field | what it is |", "| :--- | :----- |", "| `exact = 'no'` | does it draw? |"]
+    assert own_symbols.table([["`a`", ""]]).splitlines() == ["| field |", "| :--- |", "| `a` |"]
     assert own_symbols.record(own_symbols.definition(tree, "Error")) == "class Error(ValueError)"
     assert own_symbols.record(own_symbols.definition(tree, "Frame")) == "@dataclass(frozen=True)\nclass Frame"
-    assert rows["Frame"] == [["`names`", "`list`", "`list()`", ""],
-                             ["`border`", "`float`", "`0.001`", "in millimetres, on each side"],
-                             ["`open`", "`Callable`", "`print`", ""]]
+    assert rows["Frame"] == [["`names: list = list()`", ""],
+                             ["`border: float = 0.001`", "in millimetres, on each side"],
+                             ["`open: Callable = print`", ""]]
     assert own_symbols.definition(tree, "Box.open").lineno == 18 and own_symbols.definition(tree, "Rule.open") is None
 
 def test_signatures(tmp_path):
