@@ -108,7 +108,7 @@ def test_train(home, recipe, tiny_home, kills):
         if overwrite: killed = k.kill(*begin, "--overwrite")
         else: killed = k.kill("train", "--name", "tiny", "--resume")
         assert (run/"notes.txt").read_text() == "mine"
-        if begun(): # a run that is being emptied is none, and a checkpoint of it may be half gone
+        if begun(): # while a run is being emptied, a checkpoint of it may be half gone
             for p in steps_of(run)[-1:]: assert damage(p) is None
         if killed: overwrite = not begun()
         else:
