@@ -124,12 +124,13 @@ def parameter(stars, p, default, lines, head):
 
 def called(node, start, lines):
     "A signature: in one line, or one parameter a line where one has a comment or all of them are too long"
-    found = [parameter(*p, lines, node.lineno) for p in parameters(node)]
+    takes = [*parameters(node)]
+    found = [parameter(*p, lines, node.lineno) for p in takes]
     back, said = "", ""
     if node.returns and node.name != "__init__":
         back = f" -> {annotation(node.returns, lines)}"
         behind = node.returns.end_lineno
-        if all(p is None or (default or p).end_lineno < behind for _, p, default in parameters(node)):
+        if all(p is None or (default or p).end_lineno < behind for _, p, default in takes):
             said = remark(lines, 1, behind)
     end = f"){back}" + (f" # {said}" if said else "")
     short = f"{start}({', '.join(text for text, _ in found)}{end}"
@@ -145,11 +146,11 @@ def classes(folder):
     return {n.name: (n, lines) for tree, lines in modules for n in tree.body if isinstance(n, ast.ClassDef)}
 
 
-def init_of(node, lines, known=None):
+def init_of(node, lines, known):
     "The `__init__` of a class or of the nearest class above it, and the lines of its module; None if there is none"
     own = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if own: return own, lines
-    above = ((known or {}).get(ast.unparse(base).rpartition(".")[2]) for base in node.bases)
+    above = (known.get(ast.unparse(base).rpartition(".")[2]) for base in node.bases)
     return next(filter(None, (init_of(*base, known) for base in above if base and base[0] is not node)), None)
 
 

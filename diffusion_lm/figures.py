@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'DASHES', 'DPI', 'cue', 'shades', 'contrast', 'theme', 'use_theme', 'new_figure', 'png', 'shown',
-           'forest', 'spread', 'name_lines', 'markdown_table']
+           'forest', 'spread', 'name_lines', 'markdown_table', 'folded']
 
 # %% ../nbs/06_figures.ipynb #fg04
 import io
@@ -181,3 +181,14 @@ def markdown_table(
     from IPython.display import Markdown
     def line(cells): return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
     return Markdown("\n".join(map(line, (head, align, *rows))))
+
+# %% ../nbs/06_figures.ipynb #fg31
+def folded(
+    frame: Any, # a pandas DataFrame; a name of its index becomes a header row
+    title: str,
+) -> Any: # what a cell shows
+    "A table that opens when its title is clicked"
+    from html import escape
+
+    from IPython.display import HTML
+    return HTML(f"<details><summary>{escape(title)}</summary>{frame.to_html(border=0)}</details>")

@@ -1,9 +1,7 @@
-"""What results pages share: where the records are, a relative change with its interval, the box with the answer, and
-tables that are folded."""
-from html import escape
+"""What results pages share: where the records are, figures with their intervals, and the box with the answer."""
 from pathlib import Path
 
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 
 from diffusion_lm.evaluation.metrics import estimate_ratio
 from diffusion_lm.files import read_json, read_jsonl
@@ -23,6 +21,12 @@ def percent_range(e, sign=1, digits=2):
     low, high = sorted((sign*e.low, sign*e.high))
     return f"{low:+.{digits}%} to {high:+.{digits}%}"
 
+def with_interval(e, f=".2f"):
+    "A figure and its interval, if it has one: of an `Estimate`, or of the record of one"
+    e = e if isinstance(e, dict) else vars(e)
+    interval = "" if e["low"] is None else f" [{e['low']:{f}}, {e['high']:{f}}]"
+    return f"{e['value']:{f}}{interval}"
+
 def percent(e, sign=1, digits=2):
     "A relative change and its interval"
     low, high = sorted((sign*e.low, sign*e.high))
@@ -36,7 +40,3 @@ def verdict(low, high, goal):
 def answer(text):
     "What a page has found, in a box: Markdown"
     return Markdown(f'<div class="answer">\n\n{text.strip()}\n\n</div>')
-
-def folded(frame, title):
-    "A table that opens when its title is clicked: a pandas DataFrame (a name of its index becomes a header row)"
-    return HTML(f"<details><summary>{escape(title)}</summary>{frame.to_html(border=0)}</details>")

@@ -29,7 +29,17 @@ from torch import nn
 
 from .. import __version__
 from ..core import UserError, one_of, require, rng
-from ..files import atomic, digest, digest_of, follow, owner, read_json, refill_folder, to_json, write_json
+from diffusion_lm.files import (
+    digest,
+    digest_of,
+    follow,
+    owner,
+    read_json,
+    refill_folder,
+    to_json,
+    write_bytes,
+    write_json,
+)
 from ..models.block import block_mask
 from ..models.layers import Extra
 from ..models.thought import Thoughts
@@ -800,5 +810,5 @@ def build_engine(
     engine = builder.build_serialized_network(network, config)
     if engine is None: raise UserError(f"TensorRT could not build an engine from {path}")
     target = path.with_suffix(f".{precision}.engine")
-    with atomic(target) as tmp: tmp.write_bytes(engine)
+    write_bytes(target, engine)
     return target

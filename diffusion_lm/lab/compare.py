@@ -36,7 +36,7 @@ from diffusion_lm.evaluation.metrics import (
 from ..evaluation.quality import Judge, distinct, judged_figures, ngrams, token_entropy
 from ..evaluation.style import Grams, _like, copied
 from ..figures import cue, forest, name_lines, new_figure, png
-from ..files import atomic, follow, read_json, read_jsonl, write_text
+from ..files import follow, read_json, read_jsonl, write_bytes, write_text
 from ..lm import DiffusionLM
 from ..models.transformer import n_params
 from ..sampling.sampler import PLAIN, SampleOptions, sample
@@ -673,6 +673,6 @@ def write_report(
     path = check_report(path)
     figures = {f"{path.stem}-scores.png": plot_scores, f"{path.stem}-curves.png": plot_curves}
     for name, plot in figures.items():
-        with atomic(path.with_name(name)) as tmp: tmp.write_bytes(png(plot(result)))
+        write_bytes(path.with_name(name), png(plot(result)))
     write_text(path, report_of(result, command, path.stem.replace(" ", "%20")))
     return [path, *map(path.with_name, figures)]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..figures import COLOURS, name_lines, new_figure, png, shades
-from ..files import atomic, digest, read_jsonl, refill_folder, write_json, write_text
+from ..files import digest, read_jsonl, refill_folder, write_bytes, write_json, write_text
 from .probes import probe_model
 from ..training.monitor import spread
 from ..training.recipe import load_config
@@ -226,7 +226,7 @@ def probe_run(
     return p | {"health": {r.key: {"value": r.value, "verdict": r.verdict} for r in rows}, "verdict": overall(rows)}
 
 # %% ../../nbs/lab/85_probe_page.ipynb #g024
-_COLOR = {"fine": "#0072B2", "look": "#E69F00", "alarming": "#D55E00", "not measured": "#888888"}
+_COLOR = {"fine": COLOURS[0], "look": COLOURS[4], "alarming": COLOURS[1], "not measured": "#888888"}
 _MARK = {"fine": "o", "look": "s", "alarming": "X", "not measured": "."}
 
 def _masked(ratio, causal=False): return "from left to right" if causal else f"{100*ratio:.0f} % masked"
@@ -540,7 +540,7 @@ def write_page(
             fig = z.draw(p, rows)
             if fig is None: continue
             pngs[z.name] = png(fig)
-            with atomic(tmp/f"{z.name}.png") as path: path.write_bytes(pngs[z.name])
+            write_bytes(tmp/f"{z.name}.png", pngs[z.name])
         write_text(tmp/"index.html", _html(p, rows, pngs))
         write_json(tmp/"probes.json", p | {"digests": {f.name: digest(f) for f in sorted(tmp.iterdir())}})
     refill_folder(folder, fill, "probes.json")

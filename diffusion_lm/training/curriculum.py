@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from ..core import UserError, at_least, one_of, require, rng
 from ..figures import cue, name_lines, new_figure, png
-from ..files import atomic, cache_dir, digest_of, write_json, write_text
+from ..files import atomic, cache_dir, digest_of, write_bytes, write_json, write_text
 from ..text.corpus import SPLITS, Corpus
 from diffusion_lm.text.difficulty import (
     DifficultyConfig,
@@ -597,8 +597,7 @@ def inspect_book(
     pairs = book.pairs.assign(side=[SPLITS[i] for i in book.pairs.side])
     for table, name in ((_segments(book), "segments"), (pairs, "pairs")):
         with atomic(folder/f"{name}.parquet") as tmp: table.to_parquet(tmp)
-    with atomic(folder/"scores.png") as tmp:
-        tmp.write_bytes(png(plot_scores(book, cfg)))
+    write_bytes(folder/"scores.png", png(plot_scores(book, cfg)))
     facts = _facts(book, stages)
     write_json(folder/"stages.json", facts)
     write_text(folder/"report.html", _page(book, stages))

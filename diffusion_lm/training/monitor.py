@@ -26,7 +26,7 @@ from torch import nn
 from ..core import UserError, rng
 from ..evaluation.metrics import LEVELS, by_level, looking, score_windows
 from ..figures import name_lines, new_figure, png, shades
-from ..files import atomic, read_jsonl
+from ..files import read_jsonl, write_bytes
 from ..models.layers import Attention, rope
 from ..sampling.sampler import denoise
 from ..text.store import eval_windows
@@ -463,7 +463,7 @@ def _plot(path, panels):
         ax.set(**p.axes)
         ax.set_title(p.title, loc="left")
         if len(p.lines) <= 8: name_lines(ax, 9)
-    with atomic(path) as tmp: tmp.write_bytes(png(fig))
+    write_bytes(path, png(fig))
 
 # %% ../../nbs/training/74_monitor.ipynb #n021
 def _records(run, *kinds):

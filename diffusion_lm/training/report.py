@@ -17,8 +17,8 @@ import torch
 
 from ..core import UserError, require
 from ..evaluation.metrics import Estimate, evaluate_split, interval
-from ..figures import cue, new_figure, png
-from ..files import atomic, cache_dir, read_json, read_jsonl
+from ..figures import COLOURS, cue, new_figure, png
+from ..files import cache_dir, read_json, read_jsonl, write_bytes
 from ..text.corpus import Corpus, load_data
 from ..text.reading import is_pipe
 from ..text.store import TokenStore, corpus_of, store_name, token_store
@@ -138,7 +138,7 @@ def plot_loss(
     train = [(r["tokens"], r["loss"]) for r in log if r.get("loss") is not None]
     valid = [(tokens(r["step"]), r["validation"]["nats_per_token"]) for r in log if "validation" in r]
     fig, ax = new_figure(height=3.2)
-    if train: ax.plot(*zip(*train), **cue(6, True) | {"marker": "", "linestyle": "-", "lw": 1}, label="training")
+    if train: ax.plot(*zip(*train), color=COLOURS[6], marker="", linestyle="-", lw=1, label="training")
     if valid: ax.plot(*zip(*valid), **cue(0, True), label="validation")
     ax.set(xlabel="tokens seen", ylabel="nats per token")
     ax.set_title(Path(run).name, loc="left")
@@ -146,7 +146,7 @@ def plot_loss(
     if train or valid:
         _fit_axis(ax, train, valid)
         ax.legend(frameon=False, loc="upper right")
-    with atomic(Path(run)/"loss.png") as tmp: tmp.write_bytes(png(fig))
+    write_bytes(Path(run)/"loss.png", png(fig))
 
 # %% ../../nbs/training/77_report.ipynb #000f
 _COMPRESSORS = {"gzip": "gzip -9", "xz": "xz -9"}
